@@ -1,0 +1,1 @@
+//! The gateway: runtime, HTTP/1.1 relay, shards.

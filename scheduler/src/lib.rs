@@ -1,0 +1,1 @@
+//! The scheduler: sessions, liveness, fan-out.

@@ -1,0 +1,1 @@
+//! The OpenAI and Anthropic API shapes: body scan, splices, SSE scan, errors.

@@ -1,0 +1,1 @@
+//! The radix-tree prefix index: one writer, lock-free readers.

@@ -1,0 +1,1 @@
+//! State machines of the replicated state, sans I/O.

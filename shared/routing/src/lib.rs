@@ -1,0 +1,1 @@
+//! The fleet view and the routing decision.

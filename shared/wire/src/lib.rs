@@ -1,0 +1,15 @@
+//! Messages between Fairlead's processes: types, frame layout, protocol version, size limits.
+//!
+//! Nothing here does I/O. Every message is an rkyv archive inside a frame with a fixed 48-byte header; a receiver
+//! validates the archive before it reads a field. Times are microseconds; a time's clock is named in its field.
+
+mod ids;
+#[allow(missing_docs, reason = "rkyv derives undocumented public archive types")]
+pub mod msg;
+
+pub use ids::{Slot, TargetId};
+
+/// The protocol version this build speaks. A peer whose range does not contain it is refused with both versions.
+pub const PROTOCOL: u16 = 1;
+/// The oldest protocol version this build still accepts.
+pub const PROTOCOL_MIN: u16 = 1;

@@ -1,0 +1,410 @@
+//! Message bodies. Each is the archive of one frame; [`crate::frame::Kind`] names which.
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+/// What a peer is. The role is believed from the certificate; the hello only repeats it.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// The scheduler.
+    Scheduler,
+    /// A gateway.
+    Gateway,
+    /// An agent beside an engine.
+    Agent,
+}
+
+/// First message of a connection, from gateway or agent to the scheduler.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Hello {
+    /// Role the sender believes it has.
+    pub role: Role,
+    /// Unique name of the sender within its role.
+    pub name: String,
+    /// Differs at every start of the sender.
+    pub incarnation: u64,
+    /// Oldest protocol version spoken.
+    pub protocol_min: u16,
+    /// Newest protocol version spoken.
+    pub protocol_max: u16,
+    /// Version of the software, for logs.
+    pub software: String,
+    /// Gateways: epoch and sequence of the replica already held.
+    pub have: Option<(u64, u64)>,
+}
+
+/// The scheduler's answer to an accepted [`Hello`].
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Welcome {
+    /// Protocol version to speak from here on.
+    pub protocol: u16,
+    /// The scheduler's start; part of every version of the state.
+    pub epoch: u64,
+    /// Secret seed of all block hashes of the cluster.
+    pub cluster_seed: u64,
+    /// Interval at which both sides send [`Ping`], milliseconds.
+    pub heartbeat_ms: u32,
+}
+
+/// Why a peer was refused.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RefuseCode {
+    /// No common protocol version.
+    Protocol,
+    /// Certificate's role or name does not allow this.
+    Identity,
+    /// A field is out of range.
+    Invalid,
+    /// A frame was malformed.
+    Malformed,
+    /// A table is full.
+    Capacity,
+    /// The peer's name is connected already with a newer incarnation.
+    Superseded,
+}
+
+/// Ends a connection with a reason.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Refuse {
+    /// Machine-readable cause.
+    pub code: RefuseCode,
+    /// For humans: names the offending field and value.
+    pub reason: String,
+}
+
+/// Heartbeat and clock probe.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ping {
+    /// Echoed in the answer.
+    pub id: u64,
+    /// Sender's clock, microseconds.
+    pub sent_us: u64,
+}
+
+/// Answer to [`Ping`].
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pong {
+    /// Of the ping.
+    pub id: u64,
+    /// The ping's `sent_us`.
+    pub ping_sent_us: u64,
+    /// Clock of the answering side, microseconds.
+    pub received_us: u64,
+}
+
+/// Kind of engine behind an instance.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum EngineKind {
+    /// Health endpoint and OpenAI routes, no known metrics.
+    #[default]
+    Generic,
+    /// vLLM.
+    Vllm,
+    /// SGLang.
+    Sglang,
+}
+
+/// Fixed part that an instance plays in prefill/decode disaggregation.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum ServingRole {
+    /// Prefill and decode.
+    #[default]
+    Both,
+    /// Prefill only.
+    Prefill,
+    /// Decode only.
+    Decode,
+}
+
+/// One model that an instance serves.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ModelInfo {
+    /// Name by which clients ask for it.
+    pub name: String,
+    /// Longest prompt plus answer, tokens; `None` when the engine does not say.
+    pub max_model_len: Option<u32>,
+    /// Name of the base model when this is a LoRA adapter.
+    pub parent: Option<String>,
+}
+
+/// What an agent knows of its engine once it is ready.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct InstanceInfo {
+    /// Unique name of the instance.
+    pub name: String,
+    /// `host:port` at which gateways reach it.
+    pub address: String,
+    /// Machine it runs on; retries prefer another.
+    pub host: String,
+    /// Differs at every start of the *engine*: a new one means an empty cache.
+    pub incarnation: u64,
+    /// Engine family.
+    pub engine: EngineKind,
+    /// Engine's own version string, empty when unknown.
+    pub engine_version: String,
+    /// Models served.
+    pub models: Vec<ModelInfo>,
+    /// Fixed role, if any.
+    pub role: ServingRole,
+    /// Data-parallel ranks, at least 1.
+    pub dp_ranks: u16,
+    /// Tokens in one engine KV block.
+    pub block_size: Option<u32>,
+    /// KV blocks of one rank.
+    pub kv_blocks: Option<u64>,
+    /// Requests one rank runs at once.
+    pub max_num_seqs: Option<u32>,
+    /// Labels for filters.
+    pub labels: Vec<(String, String)>,
+}
+
+/// Load of one rank as its engine reports it. `None` is unknown, never zero.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Default)]
+pub struct RankLoad {
+    /// Data-parallel rank.
+    pub rank: u16,
+    /// When the figures were taken. Agent's clock from agent to scheduler; scheduler's clock from there on.
+    pub taken_us: u64,
+    /// Requests running.
+    pub running: Option<u32>,
+    /// Requests waiting.
+    pub waiting: Option<u32>,
+    /// Share of KV room in use, 0 to 1.
+    pub kv_usage: Option<f32>,
+    /// KV room, tokens.
+    pub kv_total_tokens: Option<u64>,
+    /// Prompt tokens since the engine's start.
+    pub prompt_tokens_total: Option<u64>,
+    /// Generated tokens since the engine's start.
+    pub generation_tokens_total: Option<u64>,
+    /// Prompt tokens per second, measured by the agent between its last two scrapes.
+    pub prompt_tokens_per_s: Option<f32>,
+    /// Generated tokens per second.
+    pub generation_tokens_per_s: Option<f32>,
+    /// Share of prompt tokens served from cache.
+    pub cache_hit_rate: Option<f32>,
+}
+
+/// Agent to scheduler: the engine is ready (or changed what it serves).
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Register {
+    /// The instance.
+    pub instance: InstanceInfo,
+}
+
+/// Agent to scheduler: state of the engine, sent on change and with each heartbeat.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Report {
+    /// Engine incarnation the report speaks of.
+    pub incarnation: u64,
+    /// Whether the engine answers its health probe.
+    pub ready: bool,
+    /// Why not, when not.
+    pub reason: Option<String>,
+    /// Load per rank; empty when nothing was scraped.
+    pub ranks: Vec<RankLoad>,
+}
+
+/// A gateway's requests in flight at one target: absolute, so that the newest replaces all before it.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct InFlight {
+    /// Packed [`crate::TargetId`].
+    pub target: u32,
+    /// Requests picked and not ended.
+    pub requests: u32,
+    /// Uncached prompt tokens not yet prefilled.
+    pub prefill_tokens: u64,
+    /// Prompt tokens of requests past their first token.
+    pub context_tokens: u64,
+}
+
+/// Gateway to scheduler: its reservations.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct GatewayLoad {
+    /// Rises with every message of one gateway incarnation.
+    pub version: u64,
+    /// Targets whose figures changed since the last message (a zero entry ends one); all of them after a connect.
+    pub targets: Vec<InFlight>,
+}
+
+/// A prompt was sent to a target: it will hold these blocks.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// Packed [`crate::TargetId`].
+    pub target: u32,
+    /// Chained block hashes from the first block of the prompt.
+    pub path: Vec<u64>,
+}
+
+/// Gateway to scheduler: placements, in order.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct Placements {
+    /// The placements.
+    pub items: Vec<Placement>,
+}
+
+/// A target as gateways see it.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct TargetInfo {
+    /// Packed [`crate::TargetId`].
+    pub target: u32,
+    /// Rank within the instance.
+    pub rank: u16,
+    /// Whether it may be picked.
+    pub ready: bool,
+    /// The instance.
+    pub instance: InstanceInfo,
+}
+
+/// One change of the prefix index. The truth is the set of (target, block); depth is its fast form.
+///
+/// Runs are named by the chained hash of their first block. Splits follow from the operations alone, so a name
+/// means the same run in every replica that has applied the same operations.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub enum IndexOp {
+    /// The target holds everything from the root through the first `skip` blocks of run `anchor`, and then `blocks`.
+    Place {
+        /// Packed [`crate::TargetId`].
+        target: u32,
+        /// Head hash of an existing run; 0 is the root (then `skip` is 0).
+        anchor: u64,
+        /// Blocks of the anchor run that belong to the path.
+        skip: u32,
+        /// Hashes that follow.
+        blocks: Vec<u64>,
+    },
+    /// The target no longer holds `len` blocks of run `run` from offset `from`.
+    Remove {
+        /// Packed [`crate::TargetId`].
+        target: u32,
+        /// Head hash of the run.
+        run: u64,
+        /// First block, counted from the head.
+        from: u32,
+        /// Number of blocks.
+        len: u32,
+    },
+    /// The target holds nothing (its cache was reset); it stays.
+    Clear {
+        /// Packed [`crate::TargetId`].
+        target: u32,
+    },
+    /// Every holding of run `run` and all that hangs below it ends (byte budget).
+    Evict {
+        /// Head hash of the run.
+        run: u64,
+    },
+}
+
+/// One sequenced change of the replicated state.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub enum Op {
+    /// A target appeared, or its description or readiness changed.
+    Target(TargetInfo),
+    /// A target is gone, with all it held.
+    TargetGone {
+        /// Packed [`crate::TargetId`].
+        target: u32,
+    },
+    /// The index changed.
+    Index(IndexOp),
+    /// The new epoch's scheduler has heard from everybody it can expect to: what is still provisional is void.
+    EpochSettled,
+}
+
+/// Scheduler to gateways: sequenced operations. The frame header carries epoch, base and new sequence.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Delta {
+    /// In order.
+    pub ops: Vec<Op>,
+}
+
+/// Part of a run that a target holds.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct Holding {
+    /// Packed [`crate::TargetId`].
+    pub target: u32,
+    /// The first `depth` blocks of the run, less the exceptions.
+    pub depth: u32,
+    /// Stretches (offset, length) inside `depth` that are not held.
+    pub missing: Vec<(u32, u32)>,
+}
+
+/// One run of the index in a snapshot. Parents come before children.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Head hash of the parent run; 0 is the root.
+    pub parent: u64,
+    /// Chained hashes; the first is the run's name.
+    pub blocks: Vec<u64>,
+    /// Who holds how much.
+    pub holders: Vec<Holding>,
+}
+
+/// A piece of a snapshot. The frame header carries the epoch and the sequence N at which it was taken.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct SnapshotChunk {
+    /// Counts from 0.
+    pub part: u32,
+    /// No more to come.
+    pub last: bool,
+    /// Targets (in the first parts).
+    pub targets: Vec<TargetInfo>,
+    /// Runs.
+    pub runs: Vec<Run>,
+}
+
+/// Gateway to a scheduler of a new epoch: what the gateway's replica says a target holds. Slots mean nothing to the
+/// new scheduler, so the target is named.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct Recollection {
+    /// Instance name.
+    pub instance: String,
+    /// Rank.
+    pub rank: u16,
+    /// Engine incarnation the holdings belong to; another one voids them.
+    pub incarnation: u64,
+    /// Paths from the root, each a leaf of what the target holds.
+    pub paths: Vec<Vec<u64>>,
+    /// Last message of this gateway's recollections.
+    pub last: bool,
+}
+
+/// Gateway to scheduler: deltas were missed; answer with the ring or a snapshot.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resume {
+    /// Epoch held.
+    pub epoch: u64,
+    /// Last sequence applied.
+    pub sequence: u64,
+}
+
+/// Load of one target as its engine reports it.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq)]
+pub struct EngineLoad {
+    /// Packed [`crate::TargetId`].
+    pub target: u32,
+    /// The figures, `taken_us` in the scheduler's clock.
+    pub load: RankLoad,
+}
+
+/// Reservations of one other gateway.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct PeerLoad {
+    /// Scheduler-assigned number of the gateway's session.
+    pub gateway: u32,
+    /// Of the gateway's [`GatewayLoad`].
+    pub version: u64,
+    /// Changed targets, absolute.
+    pub targets: Vec<InFlight>,
+}
+
+/// Scheduler to gateways: load, unsequenced, the newest wins.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
+pub struct LoadUpdate {
+    /// Engines' figures that changed.
+    pub engines: Vec<EngineLoad>,
+    /// Other gateways' reservations that changed.
+    pub gateways: Vec<PeerLoad>,
+    /// Gateway sessions that ended: forget their reservations.
+    pub gone: Vec<u32>,
+}
