@@ -211,6 +211,8 @@ pub struct InFlight {
     pub target: u32,
     /// Requests picked and not ended.
     pub requests: u32,
+    /// Those of them that have not had their first token.
+    pub prefilling: u32,
     /// Uncached prompt tokens not yet prefilled.
     pub prefill_tokens: u64,
     /// Prompt tokens of requests past their first token.
