@@ -1,1 +1,24 @@
-//! The fleet view and the routing decision.
+//! The routing decision: which target serves a request.
+//!
+//! Pure: no I/O, no thread, no clock of its own (times come in as microseconds), and deterministic for a seed. The
+//! gateway, trace replay and programs that embed the router call the same [`plan`].
+//!
+//! ```text
+//! candidates of the model ─▶ filter (ready, circuit, excluded) ─▶ prefix lookup ─▶ policy picks ─▶ reserve
+//! ```
+//!
+//! Reading is lock-free: the target table is one pointer load, figures are relaxed atomics, the prefix index is read
+//! under an epoch pin that ends with the decision. Picking and counting are one step, so that a burst sees itself.
+
+mod fleet;
+mod plan;
+mod policy;
+mod rng;
+
+pub use fleet::{
+    Counters, EngineFigures, Fleet, InFlightSums, LoadCell, Mode, ModelCells, ModelEntry, Reservation,
+    TargetCells, TargetEntry, TargetTable,
+};
+pub use plan::{NoPlan, Plan, PlanRequest, Scratch, plan};
+pub use policy::{Candidate, Choice, Decision, Policy, PolicyName, Reason, UnknownPolicy};
+pub use rng::Rng;

@@ -1,0 +1,330 @@
+//! The figures of a target that change while the table stays: counters, engine load, peers, circuit.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+use crossbeam_utils::CachePadded;
+
+use super::reservation::Counters;
+
+/// How far the replicated state may be trusted (DESIGN section 8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Mode {
+    /// Linked to the scheduler, or cut off so recently that its figures still count.
+    Fresh = 0,
+    /// Cut off for longer than `stale_after`: prefixes count, other parties' load does not.
+    Stale = 1,
+    /// Even the target list is older than `blind_after`: round robin.
+    Blind = 2,
+}
+
+impl Mode {
+    pub(super) fn from_u8(raw: u8) -> Self {
+        match raw {
+            0 => Self::Fresh,
+            1 => Self::Stale,
+            _ => Self::Blind,
+        }
+    }
+}
+
+/// What an engine reported of one target. `None` is unknown, never zero.
+#[derive(Clone, Copy, Debug, PartialEq, Default)]
+pub struct EngineFigures {
+    /// Requests running.
+    pub running: Option<u32>,
+    /// Requests waiting.
+    pub waiting: Option<u32>,
+    /// Share of KV room in use.
+    pub kv_usage: Option<f32>,
+    /// KV room, tokens.
+    pub kv_total_tokens: Option<u64>,
+    /// Prompt tokens per second.
+    pub prompt_tokens_per_s: Option<f32>,
+    /// Generated tokens per second.
+    pub generation_tokens_per_s: Option<f32>,
+    /// Requests that the report showed beyond what all gateways had in flight at its time: foreign traffic.
+    pub foreign_requests: Option<u32>,
+    /// When the figures were taken, this process's clock, microseconds.
+    pub taken_us: u64,
+}
+
+const RUNNING: u64 = 1;
+const WAITING: u64 = 2;
+const KV_USAGE: u64 = 4;
+const KV_TOTAL: u64 = 8;
+const PROMPT_RATE: u64 = 16;
+const GENERATION_RATE: u64 = 32;
+const FOREIGN: u64 = 64;
+
+/// A seqlock record of [`EngineFigures`]: one writer (the control thread), readers that retry while a write is under
+/// way. Every word is an atomic, so a torn read is seen as such and never undefined.
+#[derive(Debug, Default)]
+pub struct LoadCell {
+    sequence: AtomicU64,
+    words: [AtomicU64; 6],
+}
+
+impl LoadCell {
+    /// Replaces the record. Only the control thread may call this.
+    pub fn store(&self, figures: &EngineFigures) {
+        let words = encode(figures);
+        let sequence = self.sequence.load(Ordering::Relaxed);
+        self.sequence.store(sequence.wrapping_add(1), Ordering::Relaxed);
+        fence(Ordering::Release);
+        for (cell, word) in self.words.iter().zip(words) {
+            cell.store(word, Ordering::Relaxed);
+        }
+        self.sequence.store(sequence.wrapping_add(2), Ordering::Release);
+    }
+
+    /// A consistent copy. A reader that meets a writer eight times in a row (the writer was descheduled in the
+    /// middle) answers "nothing known", which is safe, instead of waiting.
+    pub fn read(&self) -> EngineFigures {
+        for _ in 0..8 {
+            let before = self.sequence.load(Ordering::Acquire);
+            if before & 1 == 1 {
+                std::hint::spin_loop();
+                continue;
+            }
+            let words: [u64; 6] = std::array::from_fn(|i| self.words[i].load(Ordering::Relaxed));
+            fence(Ordering::Acquire);
+            if self.sequence.load(Ordering::Relaxed) == before {
+                return decode(&words);
+            }
+        }
+        EngineFigures::default()
+    }
+}
+
+fn encode(f: &EngineFigures) -> [u64; 6] {
+    let pair = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
+    let mut known = 0;
+    let mut flag = |bit, is_known: bool| known |= if is_known { bit } else { 0 };
+    flag(RUNNING, f.running.is_some());
+    flag(WAITING, f.waiting.is_some());
+    flag(KV_USAGE, f.kv_usage.is_some());
+    flag(KV_TOTAL, f.kv_total_tokens.is_some());
+    flag(PROMPT_RATE, f.prompt_tokens_per_s.is_some());
+    flag(GENERATION_RATE, f.generation_tokens_per_s.is_some());
+    flag(FOREIGN, f.foreign_requests.is_some());
+    [
+        known | u64::from(f.foreign_requests.unwrap_or(0)) << 32,
+        pair(f.running.unwrap_or(0), f.waiting.unwrap_or(0)),
+        u64::from(f.kv_usage.unwrap_or(0.0).to_bits()),
+        f.kv_total_tokens.unwrap_or(0),
+        pair(
+            f.prompt_tokens_per_s.unwrap_or(0.0).to_bits(),
+            f.generation_tokens_per_s.unwrap_or(0.0).to_bits(),
+        ),
+        f.taken_us,
+    ]
+}
+
+fn decode(w: &[u64; 6]) -> EngineFigures {
+    let low = |word: u64| word as u32;
+    let high = |word: u64| (word >> 32) as u32;
+    let has = |bit| w[0] & bit != 0;
+    EngineFigures {
+        running: has(RUNNING).then(|| low(w[1])),
+        waiting: has(WAITING).then(|| high(w[1])),
+        kv_usage: has(KV_USAGE).then(|| f32::from_bits(low(w[2]))),
+        kv_total_tokens: has(KV_TOTAL).then_some(w[3]),
+        prompt_tokens_per_s: has(PROMPT_RATE).then(|| f32::from_bits(low(w[4]))),
+        generation_tokens_per_s: has(GENERATION_RATE).then(|| f32::from_bits(high(w[4]))),
+        foreign_requests: has(FOREIGN).then(|| high(w[0])),
+        taken_us: w[5],
+    }
+}
+
+/// Requests and tokens in flight, summed over some set of gateways.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct InFlightSums {
+    /// Requests picked and not ended.
+    pub requests: u64,
+    /// Those of them without a first token yet.
+    pub prefilling: u64,
+    /// Uncached prompt tokens not yet prefilled.
+    pub prefill_tokens: u64,
+    /// Prompt tokens of requests past their first token.
+    pub context_tokens: u64,
+}
+
+/// Sums of the other gateways, written by the control thread.
+#[derive(Debug, Default)]
+struct PeerCell {
+    requests: AtomicU64,
+    prefilling: AtomicU64,
+    prefill_tokens: AtomicU64,
+    context_tokens: AtomicU64,
+}
+
+/// Everything that changes about a target while its description stays. Shared by all table versions that hold the
+/// target and by the guards of its requests, so a late release can only ever reach the target it was made for.
+#[derive(Debug, Default)]
+pub struct TargetCells {
+    /// This process's reservations.
+    pub counters: CachePadded<Counters>,
+    /// The engine's report.
+    pub load: LoadCell,
+    peers: PeerCell,
+    /// Excluded by this gateway's own experience until this time, microseconds; 0 is never.
+    open_until_us: AtomicU64,
+    /// Consecutive failed connects, for the length of the exclusion.
+    failures: AtomicU32,
+    /// Round-robin ticket of the last pick.
+    pub(crate) ticket: AtomicU64,
+}
+
+impl TargetCells {
+    /// Fresh cells: nothing in flight, nothing known.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Replaces the sums of the other gateways.
+    pub fn set_peers(&self, sums: InFlightSums) {
+        self.peers.requests.store(sums.requests, Ordering::Relaxed);
+        self.peers.prefilling.store(sums.prefilling, Ordering::Relaxed);
+        self.peers.prefill_tokens.store(sums.prefill_tokens, Ordering::Relaxed);
+        self.peers.context_tokens.store(sums.context_tokens, Ordering::Relaxed);
+    }
+
+    /// Sums of the other gateways.
+    pub fn peers(&self) -> InFlightSums {
+        InFlightSums {
+            requests: self.peers.requests.load(Ordering::Relaxed),
+            prefilling: self.peers.prefilling.load(Ordering::Relaxed),
+            prefill_tokens: self.peers.prefill_tokens.load(Ordering::Relaxed),
+            context_tokens: self.peers.context_tokens.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Notes that the target refused a connection or could not be reached: it is not picked by this gateway for
+    /// 1 s, doubled with each further failure up to 8 s. Overload answers (429, 503) do not belong here.
+    pub fn connect_failed(&self, now_us: u64) {
+        let failures = self.failures.fetch_add(1, Ordering::Relaxed).min(3);
+        self.open_until_us.store(now_us + (1_000_000 << failures), Ordering::Relaxed);
+    }
+
+    /// Notes that the target took a request: its circuit closes.
+    pub fn connected(&self) {
+        if self.failures.load(Ordering::Relaxed) != 0 {
+            self.failures.store(0, Ordering::Relaxed);
+            self.open_until_us.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether this gateway's own experience lets the target be picked.
+    pub fn circuit_closed(&self, now_us: u64) -> bool {
+        self.open_until_us.load(Ordering::Relaxed) <= now_us
+    }
+}
+
+/// What a gateway learns about a model from its own traffic.
+#[derive(Debug)]
+pub struct ModelCells {
+    /// Bits of an f32: canonical prompt bytes per prompt token.
+    bytes_per_token: AtomicU32,
+}
+
+impl Default for ModelCells {
+    fn default() -> Self {
+        Self { bytes_per_token: AtomicU32::new(4.0f32.to_bits()) }
+    }
+}
+
+impl ModelCells {
+    /// Canonical prompt bytes per prompt token: 4 until engines have reported otherwise.
+    pub fn bytes_per_token(&self) -> f32 {
+        f32::from_bits(self.bytes_per_token.load(Ordering::Relaxed))
+    }
+
+    /// Learns from one answer's `usage`: an exponential mean with weight 1/32, clamped to 0.25..=64 so that one odd
+    /// answer cannot spoil it. A lost race between shards loses one sample, which does not matter.
+    pub fn learn(&self, prompt_bytes: u64, prompt_tokens: u64) {
+        if prompt_tokens == 0 || prompt_bytes == 0 {
+            return;
+        }
+        let sample = (prompt_bytes as f32 / prompt_tokens as f32).clamp(0.25, 64.0);
+        let mean = self.bytes_per_token();
+        self.bytes_per_token.store((mean + (sample - mean) / 32.0).to_bits(), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn load_cell_keeps_unknown_apart_from_zero() {
+        let cell = LoadCell::default();
+        assert_eq!(cell.read(), EngineFigures::default());
+        let some = EngineFigures {
+            running: Some(0),
+            waiting: None,
+            kv_usage: Some(0.5),
+            kv_total_tokens: Some(1 << 40),
+            prompt_tokens_per_s: None,
+            generation_tokens_per_s: Some(1.25),
+            foreign_requests: Some(3),
+            taken_us: 99,
+        };
+        cell.store(&some);
+        assert_eq!(cell.read(), some);
+    }
+
+    #[test]
+    fn readers_never_see_a_mixed_record() {
+        let cell = std::sync::Arc::new(LoadCell::default());
+        let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let reader = {
+            let (cell, stop) = (cell.clone(), stop.clone());
+            std::thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let f = cell.read();
+                    if let Some(running) = f.running {
+                        assert_eq!(Some(running), f.waiting);
+                        assert_eq!(u64::from(running), f.taken_us);
+                    }
+                }
+            })
+        };
+        for i in 0..200_000u32 {
+            let f = EngineFigures {
+                running: Some(i),
+                waiting: Some(i),
+                taken_us: u64::from(i),
+                ..Default::default()
+            };
+            cell.store(&f);
+        }
+        stop.store(true, Ordering::Relaxed);
+        reader.join().unwrap();
+    }
+
+    #[test]
+    fn circuit_opens_longer_with_each_failure_and_closes_on_success() {
+        let cells = TargetCells::new();
+        assert!(cells.circuit_closed(0));
+        cells.connect_failed(0);
+        assert!(!cells.circuit_closed(999_999));
+        assert!(cells.circuit_closed(1_000_000));
+        cells.connect_failed(1_000_000);
+        assert!(!cells.circuit_closed(2_999_999));
+        cells.connected();
+        assert!(cells.circuit_closed(1_000_001));
+    }
+
+    #[test]
+    fn bytes_per_token_follows_usage_within_bounds() {
+        let cells = ModelCells::default();
+        for _ in 0..500 {
+            cells.learn(300, 100);
+        }
+        assert!((cells.bytes_per_token() - 3.0).abs() < 0.05);
+        cells.learn(u64::MAX, 1);
+        assert!(cells.bytes_per_token() < 6.0);
+        cells.learn(0, 0);
+    }
+}

@@ -1,0 +1,135 @@
+//! The target table: an immutable snapshot of who is there.
+
+use std::sync::Arc;
+
+use ahash::AHashMap;
+use fairlead_wire::TargetId;
+use fairlead_wire::msg::InstanceInfo;
+
+use super::cells::{ModelCells, TargetCells};
+
+/// A target as a decision sees it.
+#[derive(Debug)]
+pub struct TargetEntry {
+    /// Local slot and generation.
+    pub id: TargetId,
+    /// Instance name; the rank is appended when the instance has several.
+    pub name: Arc<str>,
+    /// `host:port` to connect to.
+    pub address: Arc<str>,
+    /// Rank within the instance.
+    pub rank: u16,
+    /// Whether it may be picked.
+    pub ready: bool,
+    /// The instance's description.
+    pub info: Arc<InstanceInfo>,
+    /// Figures that change while the description stays.
+    pub cells: Arc<TargetCells>,
+}
+
+impl TargetEntry {
+    /// Builds an entry; `cells` are the target's own, carried over from table to table.
+    pub fn new(
+        id: TargetId,
+        info: Arc<InstanceInfo>,
+        rank: u16,
+        ready: bool,
+        cells: Arc<TargetCells>,
+    ) -> Self {
+        let name = if info.dp_ranks > 1 { format!("{}#{rank}", info.name) } else { info.name.clone() };
+        Self { id, name: name.into(), address: info.address.as_str().into(), rank, ready, info, cells }
+    }
+}
+
+/// The targets that serve one model.
+#[derive(Debug)]
+pub struct ModelEntry {
+    /// Name by which clients ask for it.
+    pub name: Arc<str>,
+    /// Its targets, ready or not.
+    pub targets: Vec<Arc<TargetEntry>>,
+    /// What was learnt about the model.
+    pub cells: Arc<ModelCells>,
+}
+
+/// All targets, by slot and by model.
+#[derive(Debug, Default)]
+pub struct TargetTable {
+    /// Rises with every publication.
+    pub version: u64,
+    /// By local slot.
+    pub entries: Vec<Option<Arc<TargetEntry>>>,
+    models: AHashMap<Arc<str>, ModelEntry>,
+}
+
+impl TargetTable {
+    pub(super) fn build(version: u64, entries: Vec<Option<Arc<TargetEntry>>>, before: &Self) -> Self {
+        let mut models: AHashMap<Arc<str>, ModelEntry> = AHashMap::new();
+        for entry in entries.iter().flatten() {
+            for model in &entry.info.models {
+                let name = model.name.as_str();
+                if !models.contains_key(name) {
+                    let (name, cells) = match before.models.get(name) {
+                        Some(old) => (old.name.clone(), old.cells.clone()),
+                        None => (Arc::from(name), Arc::default()),
+                    };
+                    models.insert(name.clone(), ModelEntry { name, targets: Vec::new(), cells });
+                }
+                if let Some(listed) = models.get_mut(name) {
+                    listed.targets.push(entry.clone());
+                }
+            }
+        }
+        Self { version, entries, models }
+    }
+
+    /// The model of that name.
+    pub fn model(&self, name: &str) -> Option<&ModelEntry> {
+        self.models.get(name)
+    }
+
+    /// The only model served, when there is exactly one: what a request without a model name means.
+    pub fn sole_model(&self) -> Option<&ModelEntry> {
+        let mut models = self.models.values();
+        models.next().filter(|_| models.next().is_none())
+    }
+
+    /// Names of all models, sorted.
+    pub fn model_names(&self) -> Vec<Arc<str>> {
+        let mut names: Vec<_> = self.models.keys().cloned().collect();
+        names.sort();
+        names
+    }
+
+    /// Targets that may be picked.
+    pub fn ready(&self) -> usize {
+        self.entries.iter().flatten().filter(|entry| entry.ready).count()
+    }
+
+    /// The target of that slot and generation.
+    pub fn get(&self, id: TargetId) -> Option<&Arc<TargetEntry>> {
+        self.entries.get(usize::from(id.slot))?.as_ref().filter(|entry| entry.id == id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::tests_support::entry;
+
+    #[test]
+    fn models_are_listed_with_their_targets_and_keep_what_was_learnt() {
+        let entries =
+            vec![Some(entry(0, "a", "x")), None, Some(entry(2, "b", "x")), Some(entry(3, "c", "y"))];
+        let first = TargetTable::build(1, entries, &TargetTable::default());
+        assert_eq!(first.model("x").unwrap().targets.len(), 2);
+        assert!(first.sole_model().is_none() && first.model("z").is_none());
+        assert_eq!(first.model_names().iter().map(|n| &**n).collect::<Vec<_>>(), ["x", "y"]);
+        first.model("x").unwrap().cells.learn(200, 100);
+        let learnt = first.model("x").unwrap().cells.bytes_per_token();
+        let second = TargetTable::build(2, vec![Some(entry(0, "a", "x"))], &first);
+        assert_eq!(second.model("x").unwrap().cells.bytes_per_token(), learnt);
+        assert!(second.sole_model().is_some());
+        assert!(second.get(TargetId::new(0, 2)).is_none() && second.get(TargetId::new(0, 1)).is_some());
+    }
+}

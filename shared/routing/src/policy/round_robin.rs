@@ -1,0 +1,22 @@
+//! `round-robin`.
+
+use std::sync::atomic::Ordering;
+
+use super::{Choice, Decision, Policy, Reason, least};
+
+/// The eligible target that was picked longest ago.
+///
+/// Rule: every pick takes a ticket from a counter of the process and leaves it on the target; the smallest ticket is
+/// next. Over an unchanged eligible set that is exact rotation; a target that comes back takes one turn and then its
+/// place in the order, where a running index modulo the set's size would skip or repeat others.
+pub(super) struct RoundRobin;
+
+impl Policy for RoundRobin {
+    fn pick(&self, decision: &mut Decision<'_>) -> Option<Choice> {
+        let ticket = |c: &super::Candidate| c.target.cells.ticket.load(Ordering::Relaxed);
+        let index = least(decision.candidates, decision.rng, |_| true, ticket)?;
+        let cell = &decision.candidates[index].target.cells.ticket;
+        cell.store(decision.fleet.next_ticket(), Ordering::Relaxed);
+        Some(Choice { index, reason: Reason::Turn })
+    }
+}

@@ -1,0 +1,212 @@
+//! Rules by table, and what holds for every policy.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::Rng;
+use crate::fleet::tests_support::{empty_fleet, entry};
+use crate::fleet::{Mode, Reservation};
+use crate::plan::{NoPlan, PlanRequest, Scratch, plan};
+
+fn candidates(rows: &[(u32, u64, u64)]) -> Vec<Candidate> {
+    let row = |(slot, &(cached_blocks, prefilling, tokens)): (usize, &(u32, u64, u64))| Candidate {
+        target: entry(slot as u16, &format!("t{slot}"), "m"),
+        cached_blocks,
+        requests: prefilling,
+        prefilling,
+        tokens,
+    };
+    rows.iter().enumerate().map(row).collect()
+}
+
+fn pick(policy: PolicyName, prompt_blocks: u32, rows: &[(u32, u64, u64)]) -> (usize, Reason) {
+    let fleet = empty_fleet();
+    let candidates = candidates(rows);
+    let mut decision =
+        Decision { candidates: &candidates, prompt_blocks, fleet: &fleet, rng: &mut Rng::new(1) };
+    let choice = policy.policy().pick(&mut decision).unwrap();
+    (choice.index, choice.reason)
+}
+
+#[test]
+fn prefix_cache_follows_its_rule() {
+    // (cached blocks, requests in prefill, tokens) per target; prompt blocks; expected index and reason.
+    type Case = (&'static str, u32, &'static [(u32, u64, u64)], usize, Reason);
+    let table: &[Case] = &[
+        ("nothing cached: least tokens", 10, &[(0, 0, 5), (0, 0, 4), (0, 0, 9)], 1, Reason::PrefixMiss),
+        ("less than half: least tokens", 10, &[(4, 0, 50), (0, 0, 4)], 1, Reason::PrefixMiss),
+        ("exactly half decides", 10, &[(5, 0, 50), (0, 0, 4)], 0, Reason::PrefixHit),
+        ("longest wins over longer queue", 10, &[(9, 2, 50), (8, 0, 0)], 0, Reason::PrefixHit),
+        (
+            "of equal holders the least tokens",
+            10,
+            &[(9, 0, 50), (9, 0, 40), (9, 0, 60)],
+            1,
+            Reason::PrefixHit,
+        ),
+        ("a busy holder yields to a calm one", 10, &[(9, 3, 10), (9, 2, 90)], 1, Reason::PrefixHit),
+        ("all busy: near the mean", 10, &[(9, 3, 100), (0, 0, 100)], 0, Reason::PrefixHitBusy),
+        (
+            "all busy and far above: least over all",
+            10,
+            &[(9, 3, 300), (0, 0, 10)],
+            1,
+            Reason::PrefixOverloaded,
+        ),
+        ("empty prompt: least tokens", 0, &[(0, 0, 2), (0, 0, 1)], 1, Reason::PrefixMiss),
+    ];
+    for (name, blocks, rows, index, reason) in table {
+        assert_eq!(pick(PolicyName::PrefixCache, *blocks, rows), (*index, *reason), "{name}");
+    }
+}
+
+#[test]
+fn least_request_takes_the_fewest() {
+    assert_eq!(
+        pick(PolicyName::LeastRequest, 0, &[(9, 2, 0), (0, 1, 99), (0, 3, 0)]),
+        (1, Reason::LeastRequests)
+    );
+}
+
+#[test]
+fn ties_spread_evenly() {
+    for policy in [PolicyName::PrefixCache, PolicyName::LeastRequest, PolicyName::Random] {
+        let fleet = empty_fleet();
+        let candidates = candidates(&[(0, 0, 0); 4]);
+        let mut rng = Rng::new(3);
+        let mut seen = [0; 4];
+        for _ in 0..4000 {
+            let mut d = Decision { candidates: &candidates, prompt_blocks: 4, fleet: &fleet, rng: &mut rng };
+            seen[policy.policy().pick(&mut d).unwrap().index] += 1;
+        }
+        assert!(seen.iter().all(|&n| (850..1150).contains(&n)), "{policy}: {seen:?}");
+    }
+}
+
+#[test]
+fn names_parse_back_and_unknown_ones_list_the_known() {
+    for name in PolicyName::ALL {
+        assert_eq!(name.as_str().parse::<PolicyName>(), Ok(name));
+    }
+    let error = "prefix_cache".parse::<PolicyName>().unwrap_err().to_string();
+    assert!(error.contains("prefix_cache") && error.contains("round-robin"), "{error}");
+}
+
+fn request<'a>(policy: PolicyName, tried: &'a [Arc<crate::TargetEntry>]) -> PlanRequest<'a> {
+    PlanRequest { model: "m", path: &[], prompt_tokens: 100, tried, policy, now_us: 10 }
+}
+
+#[test]
+fn round_robin_is_exact_over_the_eligible_set_under_churn() {
+    let fleet = empty_fleet();
+    let all: Vec<_> = (0..4).map(|i| entry(i, &format!("t{i}"), "m")).collect();
+    let mut scratch = Scratch::new(5);
+    let mut turn = |fleet: &crate::Fleet| {
+        plan(&request(PolicyName::RoundRobin, &[]), fleet, &mut scratch).unwrap().target().id.slot
+    };
+    fleet.publish(all.iter().cloned().map(Some).collect());
+    for _ in 0..5 {
+        let mut round: Vec<_> = (0..4).map(|_| turn(&fleet)).collect();
+        round.sort_unstable();
+        assert_eq!(round, [0, 1, 2, 3]);
+    }
+    let gone: Vec<_> = all.iter().map(|e| (e.id.slot != 2).then(|| e.clone())).collect();
+    fleet.publish(gone);
+    for _ in 0..5 {
+        let mut round: Vec<_> = (0..3).map(|_| turn(&fleet)).collect();
+        round.sort_unstable();
+        assert_eq!(round, [0, 1, 3]);
+    }
+    fleet.publish(all.iter().cloned().map(Some).collect());
+    assert_eq!(turn(&fleet), 2, "the one that came back is the longest without a turn");
+    let mut round: Vec<_> = (0..4).map(|_| turn(&fleet)).collect();
+    round.sort_unstable();
+    assert_eq!(round, [0, 1, 2, 3]);
+}
+
+#[test]
+fn a_burst_sees_itself() {
+    let fleet = empty_fleet();
+    fleet.publish((0..4).map(|i| Some(entry(i, &format!("t{i}"), "m"))).collect());
+    let mut scratch = Scratch::new(5);
+    let plans: Vec<_> = (0..40)
+        .map(|_| plan(&request(PolicyName::LeastRequest, &[]), &fleet, &mut scratch).unwrap())
+        .collect();
+    for entry in fleet.table().entries.iter().flatten() {
+        assert_eq!(entry.cells.counters.in_flight().requests, 10);
+    }
+    drop(plans);
+    for entry in fleet.table().entries.iter().flatten() {
+        assert_eq!(entry.cells.counters.in_flight(), Default::default());
+    }
+}
+
+#[test]
+fn retries_prefer_another_host_then_another_target_then_give_up() {
+    let fleet = empty_fleet();
+    let mut same_host = (*entry(1, "b", "m")).clone_for_test();
+    std::sync::Arc::make_mut(&mut same_host.info).host = "host-a".into();
+    let (a, b, c) = (entry(0, "a", "m"), Arc::new(same_host), entry(2, "c", "m"));
+    fleet.publish(vec![Some(a.clone()), Some(b.clone()), Some(c.clone())]);
+    let mut scratch = Scratch::new(5);
+    let mut slot = |tried: &[Arc<crate::TargetEntry>]| {
+        plan(&request(PolicyName::Random, tried), &fleet, &mut scratch).map(|p| p.target().id.slot)
+    };
+    for _ in 0..20 {
+        assert_eq!(slot(std::slice::from_ref(&a)), Ok(2), "another host first");
+    }
+    assert_eq!(slot(&[a.clone(), c.clone()]), Ok(1), "then another target");
+    assert_eq!(slot(&[a.clone(), b.clone(), c.clone()]), Err(NoPlan::AllTried));
+    c.cells.connect_failed(0);
+    for _ in 0..20 {
+        assert_ne!(slot(&[]), Ok(2), "open circuit");
+    }
+    assert_eq!(slot(&[a, b]), Ok(2), "an open circuit is better than nothing");
+}
+
+#[test]
+fn blind_mode_goes_round_and_stale_mode_ignores_peers() {
+    let fleet = empty_fleet();
+    fleet.publish((0..2).map(|i| Some(entry(i, &format!("t{i}"), "m"))).collect());
+    let table = fleet.table_full();
+    let first = table.entries[0].clone().unwrap();
+    first.cells.set_peers(crate::InFlightSums { requests: 5, ..Default::default() });
+    let second = table.entries[1].clone().unwrap();
+    let _held = Reservation::new(second, 1, 1);
+    let mut scratch = Scratch::new(5);
+    let mut go = || plan(&request(PolicyName::LeastRequest, &[]), &fleet, &mut scratch).unwrap();
+    assert_eq!(go().target().id.slot, 1);
+    fleet.set_mode(Mode::Stale);
+    assert_eq!(go().target().id.slot, 0);
+    fleet.set_mode(Mode::Blind);
+    let plan = go();
+    assert_eq!((plan.reason, plan.policy), (Reason::Blind, PolicyName::RoundRobin));
+}
+
+proptest! {
+    #[test]
+    fn no_policy_picks_a_filtered_target(
+        ready in proptest::collection::vec(any::<bool>(), 1..12),
+        tried_mask in any::<u16>(), policy_index in 0usize..4, seed in any::<u64>(),
+    ) {
+        let fleet = empty_fleet();
+        let entries: Vec<_> = ready.iter().enumerate().map(|(i, &ready)| {
+            let mut e = (*entry(i as u16, &format!("t{i}"), "m")).clone_for_test();
+            e.ready = ready;
+            Arc::new(e)
+        }).collect();
+        fleet.publish(entries.iter().cloned().map(Some).collect());
+        let tried: Vec<_> = entries.iter().filter(|e| tried_mask >> e.id.slot & 1 == 1).cloned().collect();
+        let mut scratch = Scratch::new(seed);
+        let result = plan(&request(PolicyName::ALL[policy_index], &tried), &fleet, &mut scratch);
+        let eligible = |e: &Arc<crate::TargetEntry>| e.ready && !tried.iter().any(|t| t.id == e.id);
+        match result {
+            Ok(plan) => prop_assert!(eligible(plan.target())),
+            Err(NoPlan::AllTried) => prop_assert!(!entries.iter().any(eligible) && ready.contains(&true)),
+            Err(NoPlan::NoneReady) => prop_assert!(!ready.contains(&true)),
+            Err(NoPlan::UnknownModel) => prop_assert!(false),
+        }
+    }
+}
