@@ -1,1 +1,4 @@
 //! The gateway: runtime, HTTP/1.1 relay, shards.
+
+pub mod http;
+pub mod runtime;
