@@ -224,17 +224,22 @@ pub struct InFlight {
 pub struct GatewayLoad {
     /// Rises with every message of one gateway incarnation.
     pub version: u64,
-    /// Targets whose figures changed since the last message (a zero entry ends one); all of them after a connect.
+    /// Whether a target that is not listed has nothing in flight. Sent so after a connect and then with every
+    /// heartbeat, so that a lost message heals.
+    pub full: bool,
+    /// Targets whose figures changed since the last message (a zero entry ends one); all of them when `full`.
     pub targets: Vec<InFlight>,
 }
 
-/// A prompt was sent to a target: it will hold these blocks.
+/// A prompt was sent to a target: it will hold these blocks. Or, with `keep`, it will not after all.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct Placement {
     /// Packed [`crate::TargetId`].
     pub target: u32,
     /// Chained block hashes from the first block of the prompt.
     pub path: Vec<u64>,
+    /// `Some(n)` withdraws an earlier placement of this path: only its first `n` blocks stay.
+    pub keep: Option<u32>,
 }
 
 /// Gateway to scheduler: placements, in order.
@@ -349,6 +354,8 @@ pub struct SnapshotChunk {
     pub part: u32,
     /// No more to come.
     pub last: bool,
+    /// Whether the epoch was settled ([`Op::EpochSettled`]) when the snapshot was taken.
+    pub settled: bool,
     /// Targets (in the first parts).
     pub targets: Vec<TargetInfo>,
     /// Runs.
@@ -409,4 +416,7 @@ pub struct LoadUpdate {
     pub gateways: Vec<PeerLoad>,
     /// Gateway sessions that ended: forget their reservations.
     pub gone: Vec<u32>,
+    /// Every gateway session there is, in the periodic refresh: whoever is not listed has ended. Heals the loss of
+    /// a `gone`.
+    pub live: Option<Vec<u32>>,
 }
