@@ -1,0 +1,32 @@
+//! The runtime seam: everything that a shard asks of its runtime, over monoio on io_uring or epoll.
+//!
+//! One runtime per shard thread; nothing here is `Send` except [`Notify`] and [`Bell`]. Rules of the seam:
+//!
+//! * reads and writes own their buffers and are polled to their end; only waiting for readiness, timers and
+//!   notifications may be dropped (see [`Socket`]);
+//! * waiting for a peer goes through [`Socket::readable`], so that an idle connection holds no buffer;
+//! * a task never wakes itself to yield: this scheduler would run it again before all others;
+//! * an executor lives until the process exits (see [`Executor`]).
+
+mod driver;
+mod gather;
+mod net;
+mod socket;
+pub mod sys;
+mod time;
+mod wake;
+
+pub use driver::{ActiveDriver, Driver, Executor, UnknownDriver};
+pub use net::{Listener, bind_shared, connect};
+pub use socket::Socket;
+pub use sys::{Direction, Peer};
+pub use time::{Either, either, now_us, sleep, within};
+pub use wake::{Bell, Notify};
+
+/// Starts a task on this thread.
+pub fn spawn(future: impl Future<Output = ()> + 'static) {
+    drop(monoio::spawn(future));
+}
+
+#[cfg(test)]
+mod tests;

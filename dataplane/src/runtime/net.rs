@@ -1,0 +1,103 @@
+//! Listening and connecting.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockAddr, Socket as RawSocket, Type};
+
+use super::socket::Socket;
+use super::{ActiveDriver, sys, time};
+
+/// Connections that the kernel queues for one listener before it refuses more (the system's `somaxconn` cuts it).
+const BACKLOG: i32 = 4096;
+
+/// Binds `count` listeners to one address with `SO_REUSEPORT`, one for each shard; port 0 is resolved by the first.
+/// `TCP_NODELAY` is set on them and inherited by every accepted connection.
+///
+/// # Errors
+/// The address cannot be bound.
+pub fn bind_shared(addr: SocketAddr, count: usize) -> io::Result<Vec<StdListener>> {
+    let mut addr = addr;
+    let mut listeners = Vec::with_capacity(count);
+    for _ in 0..count {
+        let socket = RawSocket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(true)?;
+        socket.set_tcp_nodelay(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&SockAddr::from(addr))?;
+        socket.listen(BACKLOG)?;
+        let listener: StdListener = socket.into();
+        addr = listener.local_addr()?;
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
+/// A shard's listener. Waiting is separate from taking a connection, so that waiting can be given up (to drain)
+/// without losing a connection that has just been accepted.
+pub struct Listener {
+    inner: monoio::net::TcpListener,
+    nonblocking_streams: bool,
+}
+
+impl Listener {
+    /// Registers the listener with this thread's runtime.
+    ///
+    /// # Errors
+    /// The runtime refuses the descriptor.
+    pub fn from_std(listener: StdListener, driver: ActiveDriver) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let nonblocking_streams = driver == ActiveDriver::Epoll;
+        Ok(Self { inner: monoio::net::TcpListener::from_std(listener)?, nonblocking_streams })
+    }
+
+    /// Waits until a connection may be waiting. May be dropped at any time.
+    ///
+    /// # Errors
+    /// The wait failed.
+    pub async fn ready(&self) -> io::Result<()> {
+        self.inner.readable(false).await
+    }
+
+    /// Takes one waiting connection, `None` when there is none.
+    ///
+    /// # Errors
+    /// Among others: descriptors are exhausted.
+    pub fn take(&self) -> io::Result<Option<Socket>> {
+        match sys::accept(self.inner.as_raw_fd(), self.nonblocking_streams)? {
+            Some(stream) => Socket::from_std(stream).map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
+/// Connects within `timeout`. `TCP_NODELAY` is set before the handshake.
+///
+/// May be dropped at any time: the attempt is then abandoned and its descriptor closed.
+///
+/// # Errors
+/// Refused, unreachable, out of descriptors or ports, or [`io::ErrorKind::TimedOut`].
+pub async fn connect(addr: SocketAddr, timeout: Duration, driver: ActiveDriver) -> io::Result<Socket> {
+    let raw = RawSocket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    raw.set_tcp_nodelay(true)?;
+    raw.set_nonblocking(true)?;
+    match raw.connect(&SockAddr::from(addr)) {
+        Ok(()) => {}
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+        Err(error) => return Err(error),
+    }
+    let socket = Socket::from_std(raw.into())?;
+    match time::within(timeout, socket.writable()).await {
+        Some(result) => result?,
+        None => return Err(io::Error::from(io::ErrorKind::TimedOut)),
+    }
+    sys::take_error(socket.fd())?;
+    if driver == ActiveDriver::Uring {
+        // On a non-blocking descriptor the ring would answer EAGAIN instead of waiting.
+        sys::set_nonblocking(socket.fd(), false)?;
+    }
+    Ok(socket)
+}
