@@ -1,0 +1,264 @@
+//! The scheduler's side: one link, kept or made anew for ever; registration, heartbeats, reports.
+//!
+//! Each connection starts from nothing: the instance is registered when it is ready, then reported on. So a scheduler
+//! that was restarted learns all it needs from the reconnect, whatever its epoch.
+
+use crate::clock::now_us;
+use crate::options::Settings;
+use crate::state::{AgentState, Published, Stats};
+use fairlead_transport::{Backoff, ConnectError, Lane, Link, LinkOptions, LinkSender, SendError, connect};
+use fairlead_wire::frame::{Body, FrameError, Message, Stamp, encode};
+use fairlead_wire::msg::{Hello, InstanceInfo, Ping, Pong, Register, Report, Role, Welcome};
+use fairlead_wire::{PROTOCOL, PROTOCOL_MIN};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+
+/// Heartbeats without a word from the scheduler after which the link counts as dead although the transport holds it.
+/// Counted in own ticks, so that a stalled agent blames nobody.
+const SILENT_TICKS: u32 = 4;
+/// A link that lived this long starts the pauses between attempts over.
+const STABLE: Duration = Duration::from_secs(3);
+/// Longest wait for the link's orderly end.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// The same complaint is repeated in the log after this long.
+const REMIND: Duration = Duration::from_secs(30);
+
+pub(crate) struct Uplink {
+    settings: Arc<Settings>,
+    published: watch::Receiver<Published>,
+    state: watch::Sender<AgentState>,
+    stats: Arc<Stats>,
+    incarnation: u64,
+}
+
+/// What the connected scheduler has been told.
+struct Session {
+    sender: LinkSender,
+    registered: Option<Arc<InstanceInfo>>,
+    /// Epoch that stands in the frames.
+    epoch: u64,
+}
+
+impl Uplink {
+    pub fn new(
+        settings: Arc<Settings>,
+        published: watch::Receiver<Published>,
+        state: watch::Sender<AgentState>,
+        stats: Arc<Stats>,
+    ) -> Self {
+        Self { settings, published, state, stats, incarnation: now_us() }
+    }
+
+    /// Runs until `stop` is set or its sender is gone; then the link is closed in order.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let mut backoff = Backoff::default();
+        let mut complaint: Option<(String, Instant)> = None;
+        loop {
+            let attempt = tokio::select! {
+                biased;
+                () = stopped(&mut stop) => return,
+                attempt = self.connect() => attempt,
+            };
+            match attempt {
+                Ok((link, welcome)) => {
+                    complaint = None;
+                    let since = Instant::now();
+                    let end = self.session(link, welcome, &mut stop).await;
+                    self.stats.connected.store(false, Relaxed);
+                    let Some(why) = end else { return };
+                    tracing::warn!(instance = self.settings.name, "link to the scheduler ended: {why}");
+                    self.set_link(None, Some(why));
+                    if since.elapsed() >= STABLE {
+                        backoff.reset();
+                    }
+                }
+                Err(error) => {
+                    self.stats.connect_failures.fetch_add(1, Relaxed);
+                    let why = error.to_string();
+                    let news =
+                        complaint.as_ref().is_none_or(|(old, at)| *old != why || at.elapsed() >= REMIND);
+                    if news {
+                        if error.is_permanent() {
+                            tracing::error!(instance = self.settings.name, "no link to the scheduler: {why}");
+                        } else {
+                            tracing::warn!(instance = self.settings.name, "no link to the scheduler: {why}");
+                        }
+                        complaint = Some((why.clone(), Instant::now()));
+                    }
+                    self.set_link(None, Some(why));
+                }
+            }
+            tokio::select! {
+                biased;
+                () = stopped(&mut stop) => return,
+                () = backoff.wait() => {}
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<(Link, Welcome), ConnectError> {
+        let hello = Hello {
+            role: Role::Agent,
+            name: self.settings.name.clone(),
+            incarnation: self.incarnation,
+            protocol_min: PROTOCOL_MIN,
+            protocol_max: PROTOCOL,
+            software: concat!("fairlead ", env!("CARGO_PKG_VERSION")).to_owned(),
+            have: None,
+        };
+        let options = LinkOptions::default();
+        connect(&self.settings.scheduler, &self.settings.identity, &hello, &options).await
+    }
+
+    /// Speaks with a scheduler until the link ends; gives the reason, `None` when the agent is to stop.
+    async fn session(
+        &mut self,
+        link: Link,
+        welcome: Welcome,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Option<String> {
+        let (sender, mut receiver) = link.split();
+        tracing::info!(
+            instance = self.settings.name,
+            scheduler = self.settings.scheduler,
+            epoch = welcome.epoch,
+            "connected to the scheduler"
+        );
+        self.stats.connects.fetch_add(1, Relaxed);
+        self.stats.connected.store(true, Relaxed);
+        self.set_link(Some(welcome.epoch), None);
+        let mut session = Session { sender, registered: None, epoch: welcome.epoch };
+        let mut heartbeat = interval(Duration::from_millis(u64::from(welcome.heartbeat_ms.max(10))));
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut silence = 0;
+        let mut ping = 0;
+        loop {
+            tokio::select! {
+                biased;
+                () = stopped(stop) => {
+                    session.sender.close("the agent is stopping");
+                    // Told now, the scheduler need not wait for a timeout.
+                    let _ = timeout(FAREWELL, session.sender.closed()).await;
+                    return None;
+                }
+                received = receiver.recv() => {
+                    silence = 0;
+                    match received.map_err(|e| e.to_string()).and_then(|(_, frame)| {
+                        frame.message().map_err(|e| format!("the scheduler sent a bad frame: {e}"))
+                    }) {
+                        Ok(message) => {
+                            if let Some(why) = self.heard(&session, message) {
+                                return Some(why);
+                            }
+                        }
+                        Err(why) => return Some(why),
+                    }
+                }
+                changed = self.published.changed() => {
+                    if changed.is_err() {
+                        return None;
+                    }
+                    self.tell(&mut session);
+                }
+                _ = heartbeat.tick() => {
+                    silence += 1;
+                    if silence > SILENT_TICKS {
+                        return Some(format!("nothing heard for {SILENT_TICKS} heartbeats"));
+                    }
+                    ping += 1;
+                    self.send(&session, &Ping { id: ping, sent_us: now_us() });
+                    self.tell(&mut session);
+                }
+            }
+        }
+    }
+
+    /// Reacts to a message; a reason ends the session.
+    fn heard(&self, session: &Session, message: Message) -> Option<String> {
+        match message {
+            Message::Ping(ping) => {
+                let pong = Pong { id: ping.id, ping_sent_us: ping.sent_us, received_us: now_us() };
+                self.send(session, &pong);
+                None
+            }
+            Message::Pong(pong) => {
+                self.stats.rtt_us.store(now_us().saturating_sub(pong.ping_sent_us), Relaxed);
+                None
+            }
+            Message::Refuse(refuse) => Some(format!("refused ({:?}): {}", refuse.code, refuse.reason)),
+            other => {
+                tracing::debug!(instance = self.settings.name, kind = ?other.kind(), "message without meaning here");
+                None
+            }
+        }
+    }
+
+    /// Sends what the scheduler should know now.
+    fn tell(&mut self, session: &mut Session) {
+        let (instance, report) = {
+            let published = self.published.borrow_and_update();
+            let Some(instance) = published.instance.clone() else { return };
+            let report = Report {
+                incarnation: instance.incarnation,
+                ready: published.ready,
+                reason: published.reason.clone(),
+                ranks: published.ranks.clone(),
+            };
+            (instance, report)
+        };
+        let known = session.registered.as_ref().is_some_and(|known| Arc::ptr_eq(known, &instance));
+        if !known {
+            // A scheduler hears of an instance only when it can serve.
+            if !report.ready {
+                if session.registered.is_none() {
+                    return;
+                }
+            } else if self.send(session, &Register { instance: (*instance).clone() }) {
+                self.stats.registrations.fetch_add(1, Relaxed);
+                session.registered = Some(instance);
+                self.state.send_modify(|state| state.registered = true);
+            } else {
+                return;
+            }
+        }
+        if self.send(session, &report) {
+            self.stats.reports.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Queues a message. One that does not fit is dropped: the next heartbeat says the same, newer.
+    fn send<T: Body>(&self, session: &Session, body: &T) -> bool {
+        let stamp = Stamp { epoch: session.epoch, created_us: now_us(), ..Stamp::default() };
+        let sent = encode(body, stamp).map_err(|error: FrameError| error.to_string()).and_then(|frame| {
+            session
+                .sender
+                .try_send(Lane::Control, frame.to_bytes().into())
+                .map_err(|e: SendError| e.to_string())
+        });
+        if let Err(why) = &sent {
+            // Every heartbeat repeats it; the counter tells how often, the log that it happens.
+            if self.stats.send_failures.fetch_add(1, Relaxed).is_multiple_of(60) {
+                tracing::warn!(instance = self.settings.name, "not sent to the scheduler: {why}");
+            }
+        }
+        sent.is_ok()
+    }
+
+    fn set_link(&self, epoch: Option<u64>, error: Option<String>) {
+        self.state.send_if_modified(|state| {
+            let news = state.epoch != epoch || state.link_error != error;
+            state.epoch = epoch;
+            state.link_error = error;
+            state.registered = false;
+            news
+        });
+    }
+}
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // A sender that is gone means the same as a request to stop.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
