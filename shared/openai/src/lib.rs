@@ -1,1 +1,33 @@
-//! The OpenAI and Anthropic API shapes: body scan, splices, SSE scan, errors.
+//! The API shapes that clients speak and engines answer in.
+//!
+//! - [`scan`] reads a request body once, checks it, and tells what routing needs: model, stream, limits, and where the
+//!   prompt lies. The body itself is never rebuilt: the engine gets the client's bytes.
+//! - [`canonical`] turns the prompt into bytes that do not depend on how the JSON was written, and that begin alike for
+//!   two turns of one conversation. Block hashes are taken over these bytes.
+//! - [`SseWatch`] and [`UsageWatch`] read over an answer's shoulder for `usage` and the end of a stream.
+//! - [`error_body`], [`error_event`] and [`models_body`] write the few answers that the router gives itself.
+//!
+//! Nothing here does I/O, and no input makes it panic or hold more than a bounded amount of memory.
+
+mod api;
+mod canonical;
+mod error;
+mod json;
+mod models;
+mod place;
+mod scan;
+mod sse;
+mod steering;
+mod usage;
+
+pub use api::{Api, ErrorStyle};
+pub use canonical::canonical;
+pub use error::{ErrorInfo, error_body, error_event, error_type};
+pub use json::{MAX_DEPTH, Span};
+pub use models::{ModelCard, model_body, models_body};
+pub use scan::{Prompt, Scan, ScanError, scan, validate};
+pub use sse::SseWatch;
+pub use usage::{Usage, UsageWatch, usage_of_json};
+
+#[cfg(test)]
+mod tests;

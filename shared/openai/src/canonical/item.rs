@@ -1,0 +1,268 @@
+//! Messages, their content, tool calls and tool definitions.
+
+use std::cmp::Ordering;
+
+use super::emit::{
+    CACHE_CONTROL, CALL, CONTENT, DEFINITION, KEY, MESSAGE, NAME, Out, PART, REASONING, STRING, value,
+};
+use crate::json::{Cursor, Key, Kind, Parsed, Text, decode};
+
+/// Members of a part that are sorted; further ones are left out of the prompt's identity.
+const MAX_REST: usize = 16;
+
+/// A text block that one coding agent puts before the system prompt and changes with every request; engines drop it.
+const BILLING: &[u8] = b"x-anthropic-billing-header";
+
+/// Where a member's value lies. A string keeps its end, so that it is not searched twice.
+#[derive(Clone, Copy, Debug)]
+enum Found {
+    Text(Text),
+    At(usize),
+}
+
+/// Passes over a value and remembers it; `null` counts as absent.
+fn found(cursor: &mut Cursor<'_>, depth: u32) -> Parsed<Option<Found>> {
+    let start = match cursor.kind()? {
+        Kind::String => return cursor.string().map(|text| Some(Found::Text(text))),
+        Kind::Null => return cursor.literal("null").map(|()| None),
+        _ => cursor.at,
+    };
+    cursor.skip(depth)?;
+    Ok(Some(Found::At(start)))
+}
+
+fn found_value(out: &mut Out<'_, '_>, value_at: Found, depth: u32) -> Parsed<()> {
+    match value_at {
+        Found::Text(text) => out.tagged_text(STRING, text),
+        Found::At(at) => value(out, &mut Cursor::checked(out.body(), at), depth),
+    }
+}
+
+/// Members of an object that have no place of their own, written in the order of their names.
+struct Rest {
+    items: [(Text, Option<Found>); MAX_REST],
+    length: usize,
+}
+
+impl Rest {
+    fn new() -> Self {
+        Self { items: [(Text::default(), None); MAX_REST], length: 0 }
+    }
+
+    fn add(&mut self, body: &[u8], key: &Key<'_>, value_at: Option<Found>) {
+        let held = self.items.get(..self.length).unwrap_or_default();
+        match held.binary_search_by(|(known, _)| compare(body, *known, key.text)) {
+            Ok(at) => self.items[at].1 = value_at,
+            Err(at) if self.length < MAX_REST => {
+                self.items.copy_within(at..self.length, at + 1);
+                self.items[at] = (key.text, value_at);
+                self.length += 1;
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn write(&self, out: &mut Out<'_, '_>, depth: u32) -> Parsed<()> {
+        for (key, value_at) in self.items.iter().take(self.length) {
+            if let Some(value_at) = value_at {
+                out.tagged_text(KEY, *key)?;
+                found_value(out, *value_at, depth)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Compares names as decoded; only an escaped name costs a decoding.
+fn compare(body: &[u8], one: Text, other: Text) -> Ordering {
+    if !one.escaped && !other.escaped {
+        return one.span.of(body).cmp(other.span.of(body));
+    }
+    decode(body, one).cmp(&decode(body, other))
+}
+
+/// A message of any API, or an item of the Responses API that has no role.
+pub(super) fn message(out: &mut Out<'_, '_>, cursor: &mut Cursor<'_>, depth: u32) -> Parsed<()> {
+    if cursor.kind()? != Kind::Object {
+        return value(out, cursor, depth);
+    }
+    let start = cursor.at;
+    let [mut role, mut name, mut text, mut reasoning, mut calls, mut call] = [None; 6];
+    cursor.object(depth, "", |cursor, key, depth| {
+        let slot = match key.name {
+            b"role" => &mut role,
+            b"name" => &mut name,
+            b"content" => &mut text,
+            b"reasoning" | b"reasoning_content" => &mut reasoning,
+            b"tool_calls" => &mut calls,
+            b"function_call" => &mut call,
+            _ => return cursor.skip(depth),
+        };
+        *slot = found(cursor, depth)?;
+        Ok(())
+    })?;
+    let inner = depth + 1;
+    let Some(Found::Text(role)) = role else {
+        return part(out, &mut Cursor::checked(out.body(), start), depth);
+    };
+    out.tagged_text(MESSAGE, role)?;
+    for (tag, value_at) in [(NAME, name), (REASONING, reasoning)] {
+        if let Some(value_at) = value_at {
+            out.tag(tag);
+            found_value(out, value_at, inner)?;
+        }
+    }
+    match text {
+        Some(Found::Text(text)) => out.tagged_text(CONTENT, text)?,
+        Some(Found::At(at)) => {
+            let system = out.is(role, "system");
+            content(out, &mut Cursor::checked(out.body(), at), inner, system)?;
+        }
+        None => {}
+    }
+    if let Some(Found::At(at)) = calls {
+        let mut cursor = Cursor::checked(out.body(), at);
+        match cursor.kind()? {
+            Kind::Array => cursor.array(inner, "", |cursor, depth| tool_call(out, cursor, depth))?,
+            _ => value(out, &mut cursor, inner)?,
+        }
+    }
+    match call {
+        Some(Found::At(at)) => tool_call(out, &mut Cursor::checked(out.body(), at), inner),
+        _ => Ok(()),
+    }
+}
+
+/// A call of a function by the model. Its id is left out: few templates render it.
+fn tool_call(out: &mut Out<'_, '_>, cursor: &mut Cursor<'_>, depth: u32) -> Parsed<()> {
+    if cursor.kind()? != Kind::Object {
+        return value(out, cursor, depth);
+    }
+    let [mut name, mut arguments, mut function] = [None; 3];
+    cursor.object(depth, "", |cursor, key, depth| {
+        let slot = match key.name {
+            b"name" => &mut name,
+            b"arguments" => &mut arguments,
+            b"function" => &mut function,
+            _ => return cursor.skip(depth),
+        };
+        *slot = found(cursor, depth)?;
+        Ok(())
+    })?;
+    if let Some(Found::At(at)) = function {
+        return tool_call(out, &mut Cursor::checked(out.body(), at), depth + 1);
+    }
+    out.tag(CALL);
+    for value_at in [name, arguments].into_iter().flatten() {
+        found_value(out, value_at, depth + 1)?;
+    }
+    Ok(())
+}
+
+/// A message's content: a string, or an array of parts.
+pub(super) fn content(
+    out: &mut Out<'_, '_>,
+    cursor: &mut Cursor<'_>,
+    depth: u32,
+    system: bool,
+) -> Parsed<()> {
+    match cursor.kind()? {
+        Kind::String => {
+            let text = cursor.string()?;
+            out.tagged_text(CONTENT, text)
+        }
+        Kind::Array => cursor.array(depth, "", |cursor, depth| match cursor.kind()? {
+            Kind::String => {
+                let text = cursor.string()?;
+                out.tagged_text(CONTENT, text)
+            }
+            Kind::Object => content_part(out, cursor, depth, system),
+            _ => value(out, cursor, depth),
+        }),
+        _ => value(out, cursor, depth),
+    }
+}
+
+/// An object in a place for content.
+pub(super) fn part(out: &mut Out<'_, '_>, cursor: &mut Cursor<'_>, depth: u32) -> Parsed<()> {
+    content_part(out, cursor, depth, false)
+}
+
+fn content_part(out: &mut Out<'_, '_>, cursor: &mut Cursor<'_>, depth: u32, system: bool) -> Parsed<()> {
+    let [mut kind, mut text, mut nested] = [None; 3];
+    let mut rest = Rest::new();
+    cursor.object(depth, "", |cursor, key, depth| {
+        match key.name {
+            b"type" => kind = found(cursor, depth)?,
+            b"text" => text = found(cursor, depth)?,
+            b"content" => nested = found(cursor, depth)?,
+            CACHE_CONTROL | b"id" | b"call_id" | b"tool_use_id" | b"tool_call_id" | b"status" => {
+                cursor.skip(depth)?;
+            }
+            _ => {
+                let value_at = found(cursor, depth)?;
+                rest.add(cursor.body, key, value_at);
+            }
+        }
+        Ok(())
+    })?;
+    let plain = match kind {
+        None => true,
+        Some(Found::Text(kind)) => {
+            out.is(kind, "text") || out.is(kind, "input_text") || out.is(kind, "output_text")
+        }
+        Some(Found::At(_)) => false,
+    };
+    if let (true, Some(Found::Text(text))) = (plain, text) {
+        if system && out.begins(text, BILLING) {
+            return Ok(());
+        }
+        return out.tagged_text(CONTENT, text);
+    }
+    out.tag(PART);
+    if let Some(kind) = kind {
+        found_value(out, kind, depth + 1)?;
+    }
+    rest.write(out, depth + 1)?;
+    if let Some(text) = text {
+        found_value(out, text, depth + 1)?;
+    }
+    match nested {
+        Some(Found::Text(text)) => out.tagged_text(CONTENT, text),
+        Some(Found::At(at)) => content(out, &mut Cursor::checked(out.body(), at), depth + 1, false),
+        None => Ok(()),
+    }
+}
+
+/// A tool's definition, in any API's form.
+pub(super) fn definition(out: &mut Out<'_, '_>, cursor: &mut Cursor<'_>, depth: u32) -> Parsed<()> {
+    if cursor.kind()? != Kind::Object {
+        return value(out, cursor, depth);
+    }
+    let [mut name, mut description, mut schema, mut function] = [None; 4];
+    let mut rest = Rest::new();
+    cursor.object(depth, "", |cursor, key, depth| {
+        let slot = match key.name {
+            b"name" => &mut name,
+            b"description" => &mut description,
+            b"parameters" | b"input_schema" => &mut schema,
+            b"function" => &mut function,
+            CACHE_CONTROL | b"type" | b"strict" => return cursor.skip(depth),
+            _ => {
+                let value_at = found(cursor, depth)?;
+                rest.add(cursor.body, key, value_at);
+                return Ok(());
+            }
+        };
+        *slot = found(cursor, depth)?;
+        Ok(())
+    })?;
+    if let Some(Found::At(at)) = function {
+        return definition(out, &mut Cursor::checked(out.body(), at), depth + 1);
+    }
+    out.tag(DEFINITION);
+    for value_at in [name, description, schema].into_iter().flatten() {
+        found_value(out, value_at, depth + 1)?;
+    }
+    rest.write(out, depth + 1)
+}

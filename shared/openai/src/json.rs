@@ -1,0 +1,559 @@
+//! A strict JSON cursor that builds nothing: it moves over the bytes, checks them and reports where values lie.
+//!
+//! It accepts what RFC 8259 accepts, with three limits: containers nest at most [`MAX_DEPTH`] deep, a `\u` escape
+//! must not be half a surrogate pair, and the bytes must be UTF-8 (checked once for the whole body before the cursor
+//! starts, see `scan`). Numbers are checked for their grammar only, so their size does not matter.
+//!
+//! Strings are nearly all of a body. The first bytes of a string are read as words, which is cheapest for keys and for
+//! text full of escapes; from there `memchr` finds the next quote or backslash. Raw control characters are illegal in
+//! strings; `memchr` cannot look for them as well, so the cursor is told whether the body holds any at all and checks
+//! the stretches that `memchr` jumped over only if it does.
+
+use std::borrow::Cow;
+
+use memchr::{memchr, memchr2};
+
+/// Containers that may be open at once.
+pub const MAX_DEPTH: u32 = 128;
+
+/// Words of eight bytes read before `memchr` takes over.
+const WORDS: usize = 4;
+
+/// Keys longer than this in decoded bytes are none that anybody looks for.
+const MAX_KNOWN_KEY: usize = 64;
+
+/// A stretch of the body, in byte offsets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Span {
+    /// Offset of the first byte.
+    pub start: usize,
+    /// Offset after the last byte.
+    pub end: usize,
+}
+
+impl Span {
+    /// The bytes of `body` that it names; empty where it does not fit the body.
+    pub fn of(self, body: &[u8]) -> &[u8] {
+        body.get(self.start..self.end).unwrap_or_default()
+    }
+}
+
+/// A string's bytes between its quotes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Text {
+    pub span: Span,
+    pub escaped: bool,
+}
+
+/// The kinds of JSON values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Object,
+    Array,
+    String,
+    Number,
+    Bool,
+    Null,
+}
+
+impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Object => "an object",
+            Kind::Array => "an array",
+            Kind::String => "a string",
+            Kind::Number => "a number",
+            Kind::Bool => "a boolean",
+            Kind::Null => "null",
+        }
+    }
+}
+
+/// What is wrong with a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum What {
+    Utf8,
+    End,
+    Expected(&'static str),
+    Type { expected: &'static str, found: Kind },
+    Control,
+    Escape,
+    Surrogate,
+    Number,
+    Depth,
+    Trailing,
+}
+
+impl What {
+    pub fn describe(self) -> String {
+        match self {
+            What::Utf8 => "invalid UTF-8".into(),
+            What::End => "unexpected end of the body".into(),
+            What::Expected(what) => format!("expected {what}"),
+            What::Type { expected, found } => format!("expected {expected}, found {}", found.name()),
+            What::Control => "raw control character in a string".into(),
+            What::Escape => "invalid escape in a string".into(),
+            What::Surrogate => "unpaired surrogate in a \\u escape".into(),
+            What::Number => "malformed number".into(),
+            What::Depth => format!("nested more than {MAX_DEPTH} deep"),
+            What::Trailing => "unexpected bytes after the JSON value".into(),
+        }
+    }
+}
+
+/// Something wrong at an offset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Fault {
+    pub at: usize,
+    pub what: What,
+}
+
+pub(crate) type Parsed<T> = Result<T, Fault>;
+
+/// A member's name: decoded, for comparing (empty if longer than any known one), and where it lies.
+pub(crate) struct Key<'k> {
+    pub name: &'k [u8],
+    pub text: Text,
+}
+
+/// Whether any raw control character lies in `bytes`. Written so that the compiler turns it into vector minima.
+#[inline]
+pub(crate) fn has_control(bytes: &[u8]) -> bool {
+    bytes.iter().fold(u8::MAX, |least, &byte| least.min(byte)) < 0x20
+}
+
+const LOW: u64 = 0x0101_0101_0101_0101;
+const HIGH: u64 = 0x8080_8080_8080_8080;
+
+/// Marks, with its high bit, each byte that is a quote, a backslash or a control character. Bits above the lowest
+/// one set may be wrong (a borrow runs upwards); the lowest is exact, and only that is used.
+#[inline]
+fn stops(word: u64) -> u64 {
+    let quote = word ^ (LOW * b'"' as u64);
+    let slash = word ^ (LOW * b'\\' as u64);
+    ((quote.wrapping_sub(LOW) & !quote)
+        | (slash.wrapping_sub(LOW) & !slash)
+        | (word.wrapping_sub(LOW * 0x20) & !word))
+        & HIGH
+}
+
+/// Reads JSON from `at` onwards.
+pub(crate) struct Cursor<'b> {
+    pub body: &'b [u8],
+    pub at: usize,
+    controls: bool,
+}
+
+impl<'b> Cursor<'b> {
+    /// A cursor that checks everything but UTF-8.
+    pub fn new(body: &'b [u8]) -> Self {
+        Self { body, at: 0, controls: has_control(body) }
+    }
+
+    /// A cursor over a body that was checked before. It may accept control characters, and is otherwise as strict.
+    pub fn checked(body: &'b [u8], at: usize) -> Self {
+        Self { body, at, controls: false }
+    }
+
+    #[inline]
+    pub fn peek(&self) -> Option<u8> {
+        self.body.get(self.at).copied()
+    }
+
+    #[cold]
+    pub fn fault(&self, what: What) -> Fault {
+        let what =
+            if self.at >= self.body.len() && matches!(what, What::Expected(_)) { What::End } else { what };
+        Fault { at: self.at.min(self.body.len()), what }
+    }
+
+    #[inline]
+    pub fn ws(&mut self) {
+        while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.peek() {
+            self.at += 1;
+        }
+    }
+
+    /// Skips white space and tells what kind of value begins there.
+    #[inline]
+    pub fn kind(&mut self) -> Parsed<Kind> {
+        self.ws();
+        match self.peek() {
+            Some(b'"') => Ok(Kind::String),
+            Some(b'{') => Ok(Kind::Object),
+            Some(b'[') => Ok(Kind::Array),
+            Some(b't' | b'f') => Ok(Kind::Bool),
+            Some(b'n') => Ok(Kind::Null),
+            Some(b'-' | b'0'..=b'9') => Ok(Kind::Number),
+            _ => Err(self.fault(What::Expected("a value"))),
+        }
+    }
+
+    /// The fault of a value of the wrong kind, which the cursor stands before.
+    #[cold]
+    pub fn wrong(&mut self, expected: &'static str) -> Fault {
+        match self.kind() {
+            Ok(found) => self.fault(What::Type { expected, found }),
+            Err(fault) => fault,
+        }
+    }
+
+    /// Reads a string; the cursor stands on its opening quote.
+    #[inline]
+    pub fn string(&mut self) -> Parsed<Text> {
+        let start = self.at + 1;
+        let mut at = start;
+        let mut escaped = false;
+        loop {
+            at = self.stop_from(at)?;
+            match self.body.get(at) {
+                Some(b'"') => {
+                    self.at = at + 1;
+                    return Ok(Text { span: Span { start, end: at }, escaped });
+                }
+                Some(b'\\') => {
+                    escaped = true;
+                    match escape(self.body, at) {
+                        Ok((_, length)) => at += length,
+                        Err(what) => return Err(Fault { at, what }),
+                    }
+                }
+                _ => return Err(Fault { at, what: What::Control }),
+            }
+        }
+    }
+
+    /// The offset of the next quote, backslash or (raw) control character.
+    #[inline]
+    fn stop_from(&self, mut at: usize) -> Parsed<usize> {
+        let mut rest = self.body.get(at..).unwrap_or_default();
+        for _ in 0..WORDS {
+            let Some(word) = rest.first_chunk::<8>() else { break };
+            let found = stops(u64::from_le_bytes(*word));
+            if found != 0 {
+                return Ok(at + (found.trailing_zeros() / 8) as usize);
+            }
+            at += 8;
+            rest = &rest[8..];
+        }
+        let end = memchr2(b'"', b'\\', rest);
+        let run = &rest[..end.unwrap_or(rest.len())];
+        if self.controls
+            && has_control(run)
+            && let Some(control) = run.iter().position(|&byte| byte < 0x20)
+        {
+            return Ok(at + control);
+        }
+        end.map(|end| at + end).ok_or(Fault { at: self.body.len(), what: What::End })
+    }
+
+    /// Reads a number; the cursor stands on its first byte.
+    #[inline]
+    pub fn number(&mut self) -> Parsed<Span> {
+        let start = self.at;
+        if self.peek() == Some(b'-') {
+            self.at += 1;
+        }
+        match self.peek() {
+            Some(b'0') => self.at += 1,
+            Some(b'1'..=b'9') => self.digits()?,
+            _ => return Err(self.fault(What::Number)),
+        }
+        if self.peek() == Some(b'.') {
+            self.at += 1;
+            self.digits()?;
+        }
+        if let Some(b'e' | b'E') = self.peek() {
+            self.at += 1;
+            if let Some(b'+' | b'-') = self.peek() {
+                self.at += 1;
+            }
+            self.digits()?;
+        }
+        Ok(Span { start, end: self.at })
+    }
+
+    #[inline]
+    fn digits(&mut self) -> Parsed<()> {
+        let start = self.at;
+        while let Some(b'0'..=b'9') = self.peek() {
+            self.at += 1;
+        }
+        if self.at == start { Err(self.fault(What::Number)) } else { Ok(()) }
+    }
+
+    pub fn literal(&mut self, word: &'static str) -> Parsed<()> {
+        if self.body.get(self.at..).unwrap_or_default().starts_with(word.as_bytes()) {
+            self.at += word.len();
+            Ok(())
+        } else {
+            Err(self.fault(What::Expected("`true`, `false` or `null`")))
+        }
+    }
+
+    /// Reads `true`, `false` or `null`; the cursor stands on the first letter.
+    pub fn word(&mut self) -> Parsed<Option<bool>> {
+        match self.peek() {
+            Some(b't') => self.literal("true").map(|()| Some(true)),
+            Some(b'f') => self.literal("false").map(|()| Some(false)),
+            _ => self.literal("null").map(|()| None),
+        }
+    }
+
+    /// Reads a member's name and the colon after it.
+    #[inline]
+    fn key(&mut self) -> Parsed<Text> {
+        self.ws();
+        if self.peek() != Some(b'"') {
+            return Err(self.fault(What::Expected("a member name in quotes")));
+        }
+        let text = self.string()?;
+        self.ws();
+        if self.peek() != Some(b':') {
+            return Err(self.fault(What::Expected("`:`")));
+        }
+        self.at += 1;
+        Ok(text)
+    }
+
+    /// Checks and passes over any value. `depth` containers are open around it.
+    pub fn skip(&mut self, depth: u32) -> Parsed<()> {
+        // Bit 0 tells whether the innermost open container is an object; MAX_DEPTH bits suffice.
+        let mut objects: u128 = 0;
+        let mut open = 0;
+        loop {
+            self.ws();
+            match self.peek() {
+                Some(b'"') => {
+                    self.string()?;
+                }
+                Some(bracket @ (b'{' | b'[')) => {
+                    if depth + open >= MAX_DEPTH {
+                        return Err(self.fault(What::Depth));
+                    }
+                    self.at += 1;
+                    self.ws();
+                    let object = bracket == b'{';
+                    if self.peek() == Some(bracket + 2) {
+                        self.at += 1;
+                    } else {
+                        open += 1;
+                        objects = objects << 1 | u128::from(object);
+                        if object {
+                            self.key()?;
+                        }
+                        continue;
+                    }
+                }
+                Some(b'-' | b'0'..=b'9') => {
+                    self.number()?;
+                }
+                Some(b't' | b'f' | b'n') => {
+                    self.word()?;
+                }
+                _ => return Err(self.fault(What::Expected("a value"))),
+            }
+            loop {
+                if open == 0 {
+                    return Ok(());
+                }
+                let object = objects & 1 == 1;
+                self.ws();
+                match self.peek() {
+                    Some(b',') => {
+                        self.at += 1;
+                        if object {
+                            self.key()?;
+                        }
+                        break;
+                    }
+                    Some(b'}') if object => {}
+                    Some(b']') if !object => {}
+                    _ if object => return Err(self.fault(What::Expected("`,` or `}`"))),
+                    _ => return Err(self.fault(What::Expected("`,` or `]`"))),
+                }
+                self.at += 1;
+                open -= 1;
+                objects >>= 1;
+            }
+        }
+    }
+
+    /// Walks an object's members: `member` is called with the cursor before each value and must read exactly that
+    /// value. `depth` containers are open around the object; `member` gets that number plus one.
+    #[inline]
+    pub fn object(
+        &mut self,
+        depth: u32,
+        expected: &'static str,
+        mut member: impl FnMut(&mut Self, &Key<'_>, u32) -> Parsed<()>,
+    ) -> Parsed<()> {
+        self.open(b'{', depth, expected)?;
+        self.ws();
+        if self.peek() == Some(b'}') {
+            self.at += 1;
+            return Ok(());
+        }
+        loop {
+            let text = self.key()?;
+            let mut decoded = [0; MAX_KNOWN_KEY];
+            let name = if text.escaped {
+                short(self.body, text, &mut decoded)
+            } else {
+                self.body.get(text.span.start..text.span.end).unwrap_or_default()
+            };
+            self.ws();
+            member(self, &Key { name, text }, depth + 1)?;
+            self.ws();
+            match self.peek() {
+                Some(b',') => self.at += 1,
+                Some(b'}') => break,
+                _ => return Err(self.fault(What::Expected("`,` or `}`"))),
+            }
+        }
+        self.at += 1;
+        Ok(())
+    }
+
+    /// Walks an array's elements, as [`Cursor::object`] does members.
+    #[inline]
+    pub fn array(
+        &mut self,
+        depth: u32,
+        expected: &'static str,
+        mut element: impl FnMut(&mut Self, u32) -> Parsed<()>,
+    ) -> Parsed<()> {
+        self.open(b'[', depth, expected)?;
+        self.ws();
+        if self.peek() == Some(b']') {
+            self.at += 1;
+            return Ok(());
+        }
+        loop {
+            self.ws();
+            element(self, depth + 1)?;
+            self.ws();
+            match self.peek() {
+                Some(b',') => self.at += 1,
+                Some(b']') => break,
+                _ => return Err(self.fault(What::Expected("`,` or `]`"))),
+            }
+        }
+        self.at += 1;
+        Ok(())
+    }
+
+    #[inline]
+    fn open(&mut self, bracket: u8, depth: u32, expected: &'static str) -> Parsed<()> {
+        self.ws();
+        if self.peek() != Some(bracket) {
+            return Err(self.wrong(expected));
+        }
+        if depth >= MAX_DEPTH {
+            return Err(self.fault(What::Depth));
+        }
+        self.at += 1;
+        Ok(())
+    }
+}
+
+/// Decodes a key into a small buffer; empty if it does not fit.
+fn short<'k>(body: &[u8], text: Text, buffer: &'k mut [u8; MAX_KNOWN_KEY]) -> &'k [u8] {
+    let mut length = 0;
+    let fits = pieces(body, text, |piece| {
+        if let Some(room) = buffer.get_mut(length..length + piece.len()) {
+            room.copy_from_slice(piece);
+        }
+        length += piece.len();
+    });
+    match fits {
+        Ok(()) => buffer.get(..length).unwrap_or_default(),
+        Err(_) => &[],
+    }
+}
+
+/// Calls `sink` with the decoded bytes of a string, piece by piece.
+#[inline]
+pub(crate) fn pieces(body: &[u8], text: Text, mut sink: impl FnMut(&[u8])) -> Parsed<()> {
+    let bytes = text.span.of(body);
+    if !text.escaped {
+        sink(bytes);
+        return Ok(());
+    }
+    let mut at = 0;
+    while let Some(run) = memchr(b'\\', bytes.get(at..).unwrap_or_default()) {
+        if run > 0 {
+            sink(&bytes[at..at + run]);
+        }
+        at += run;
+        let (decoded, length) = escape(bytes, at).map_err(|what| Fault { at: text.span.start + at, what })?;
+        sink(decoded.encode_utf8(&mut [0; 4]).as_bytes());
+        at += length;
+    }
+    if let Some(tail) = bytes.get(at..)
+        && !tail.is_empty()
+    {
+        sink(tail);
+    }
+    Ok(())
+}
+
+/// A string's decoded value; borrowed unless it holds an escape.
+pub(crate) fn decode<'b>(body: &'b [u8], text: Text) -> Cow<'b, str> {
+    let bytes = text.span.of(body);
+    if !text.escaped {
+        return String::from_utf8_lossy(bytes);
+    }
+    let mut decoded = Vec::with_capacity(bytes.len());
+    // A fault cannot happen in a string that the cursor has accepted; what was decoded so far is kept if it does.
+    let _ = pieces(body, text, |piece| decoded.extend_from_slice(piece));
+    Cow::Owned(String::from_utf8(decoded).unwrap_or_default())
+}
+
+/// Decodes the escape whose backslash is at `at`: its character and its length in bytes.
+#[inline]
+fn escape(bytes: &[u8], at: usize) -> Result<(char, usize), What> {
+    let plain = match bytes.get(at + 1) {
+        Some(b'n') => '\n',
+        Some(b'"') => '"',
+        Some(b'\\') => '\\',
+        Some(b'/') => '/',
+        Some(b't') => '\t',
+        Some(b'r') => '\r',
+        Some(b'b') => '\u{8}',
+        Some(b'f') => '\u{c}',
+        Some(b'u') => return unicode(bytes, at),
+        Some(_) => return Err(What::Escape),
+        None => return Err(What::End),
+    };
+    Ok((plain, 2))
+}
+
+fn unicode(bytes: &[u8], at: usize) -> Result<(char, usize), What> {
+    let high = hex4(bytes, at + 2)?;
+    match high {
+        0xDC00..=0xDFFF => Err(What::Surrogate),
+        0xD800..=0xDBFF => {
+            if bytes.get(at + 6) != Some(&b'\\') || bytes.get(at + 7) != Some(&b'u') {
+                return Err(What::Surrogate);
+            }
+            let low = hex4(bytes, at + 8)?;
+            if !(0xDC00..=0xDFFF).contains(&low) {
+                return Err(What::Surrogate);
+            }
+            let code = 0x1_0000 + ((high - 0xD800) << 10) + (low - 0xDC00);
+            char::from_u32(code).map(|decoded| (decoded, 12)).ok_or(What::Surrogate)
+        }
+        _ => char::from_u32(high).map(|decoded| (decoded, 6)).ok_or(What::Surrogate),
+    }
+}
+
+fn hex4(bytes: &[u8], at: usize) -> Result<u32, What> {
+    let mut value = 0;
+    for offset in 0..4 {
+        let byte = *bytes.get(at + offset).ok_or(What::End)?;
+        let digit = char::from(byte).to_digit(16).ok_or(What::Escape)?;
+        value = value << 4 | digit;
+    }
+    Ok(value)
+}

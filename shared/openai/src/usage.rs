@@ -1,0 +1,240 @@
+//! Token counts, read from an answer as its bytes pass by.
+//!
+//! The finder looks for `"usage"` and reads the object after it. Inside a JSON string the name would be written
+//! `\"usage\"`, which does not contain `"usage"`, so generated text cannot forge one. It works alike for a whole JSON
+//! answer and for any cutting of a stream, and keeps nothing but the object that it is reading.
+
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
+
+use crate::json::{Cursor, Kind, Parsed, Span};
+use crate::scan::whole;
+
+const NAME: &[u8] = b"\"usage\"";
+
+/// Bytes of one usage object kept at most; a longer one is passed over.
+const MAX_OBJECT: usize = 4096;
+
+static FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(NAME));
+
+/// Tokens of one request, as its engine counted them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Tokens of the whole prompt, cached ones included.
+    pub prompt_tokens: u64,
+    /// Tokens of the prompt that came from the engine's cache; `None` if the engine does not tell.
+    pub cached_tokens: Option<u64>,
+    /// Tokens generated.
+    pub completion_tokens: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// Looking for the name; so many bytes of it ended the last piece.
+    Search { matched: usize },
+    /// The name was found; before or after its colon.
+    Before { colon: bool },
+    /// In the object.
+    Object { depth: u32, string: bool, escape: bool },
+}
+
+/// Finds [`Usage`] in bytes that arrive in pieces. Any cutting gives the same result.
+#[derive(Debug)]
+pub struct UsageWatch {
+    state: State,
+    object: Vec<u8>,
+    usage: Option<Usage>,
+}
+
+impl Default for UsageWatch {
+    fn default() -> Self {
+        Self { state: State::Search { matched: 0 }, object: Vec::new(), usage: None }
+    }
+}
+
+impl UsageWatch {
+    /// A watch at the start of an answer.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// What was found so far. Later objects replace earlier ones member by member, except that a zero does not
+    /// replace a count.
+    pub fn usage(&self) -> Option<Usage> {
+        self.usage
+    }
+
+    /// Reads the next piece.
+    #[inline]
+    pub fn feed(&mut self, piece: &[u8]) {
+        let mut rest = piece;
+        while !rest.is_empty() {
+            rest = match self.state {
+                State::Search { matched: 0 } => match FINDER.find(rest) {
+                    Some(at) => {
+                        self.state = State::Before { colon: false };
+                        &rest[at + NAME.len()..]
+                    }
+                    None => {
+                        self.state = State::Search { matched: begun(rest) };
+                        return;
+                    }
+                },
+                State::Search { matched } => self.resume(matched, rest),
+                State::Before { colon } => self.before(colon, rest),
+                State::Object { depth, string, escape } => self.object(depth, string, escape, rest),
+            };
+        }
+    }
+
+    /// Goes on with a name whose beginning ended the last piece. The name's only border is its quote, so that a
+    /// mismatch in its middle cannot hide a second beginning before `rest`.
+    fn resume<'p>(&mut self, matched: usize, rest: &'p [u8]) -> &'p [u8] {
+        let wanted = &NAME[matched..];
+        let length = wanted.len().min(rest.len());
+        if rest[..length] != wanted[..length] {
+            self.state = State::Search { matched: 0 };
+            return rest;
+        }
+        self.state = if length == wanted.len() {
+            State::Before { colon: false }
+        } else {
+            State::Search { matched: matched + length }
+        };
+        &rest[length..]
+    }
+
+    fn before<'p>(&mut self, colon: bool, rest: &'p [u8]) -> &'p [u8] {
+        match rest[0] {
+            b' ' | b'\t' | b'\r' | b'\n' => return &rest[1..],
+            b':' if !colon => {
+                self.state = State::Before { colon: true };
+                return &rest[1..];
+            }
+            b'{' if colon => {
+                self.object.clear();
+                self.state = State::Object { depth: 0, string: false, escape: false };
+            }
+            _ => self.state = State::Search { matched: 0 },
+        }
+        rest
+    }
+
+    fn object<'p>(&mut self, mut depth: u32, mut string: bool, mut escape: bool, rest: &'p [u8]) -> &'p [u8] {
+        for (index, &byte) in rest.iter().enumerate() {
+            if self.object.len() == MAX_OBJECT {
+                self.state = State::Search { matched: 0 };
+                return &rest[index..];
+            }
+            self.object.push(byte);
+            match byte {
+                _ if escape => escape = false,
+                b'\\' if string => escape = true,
+                b'"' => string = !string,
+                b'{' if !string => depth += 1,
+                b'}' if !string => {
+                    depth -= 1;
+                    if depth == 0 {
+                        self.state = State::Search { matched: 0 };
+                        if let Ok(Some(counts)) = read(&self.object) {
+                            counts.merge_into(&mut self.usage);
+                        }
+                        return &rest[index + 1..];
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.state = State::Object { depth, string, escape };
+        &[]
+    }
+}
+
+/// How many bytes at the end of `piece` begin the name.
+#[inline]
+fn begun(piece: &[u8]) -> usize {
+    let tail = &piece[piece.len().saturating_sub(NAME.len() - 1)..];
+    match memchr::memrchr(b'"', tail) {
+        Some(at) if NAME.starts_with(&tail[at..]) => tail.len() - at,
+        _ => 0,
+    }
+}
+
+/// The usage of a whole JSON answer, or of the end of one.
+pub fn usage_of_json(answer: &[u8]) -> Option<Usage> {
+    let mut watch = UsageWatch::new();
+    watch.feed(answer);
+    watch.usage()
+}
+
+/// The members of a usage object that are of interest, in the names of all APIs.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    /// `prompt_tokens` (OpenAI) or `input_tokens` (Responses, Anthropic)
+    prompt: Option<u64>,
+    /// `prompt_tokens_details.cached_tokens` or `input_tokens_details.cached_tokens`; part of the prompt
+    cached: Option<u64>,
+    /// Anthropic's `cache_read_input_tokens`; not part of its `input_tokens`
+    read: Option<u64>,
+    /// Anthropic's `cache_creation_input_tokens`; not part of its `input_tokens`
+    created: Option<u64>,
+    completion: Option<u64>,
+}
+
+impl Counts {
+    fn merge_into(self, usage: &mut Option<Usage>) {
+        let into = usage.get_or_insert_default();
+        let prompt = self.prompt.map(|prompt| {
+            prompt.saturating_add(self.read.unwrap_or(0)).saturating_add(self.created.unwrap_or(0))
+        });
+        if let Some(prompt) = prompt.filter(|&prompt| prompt > 0) {
+            into.prompt_tokens = prompt;
+        }
+        if let Some(cached) = self.cached.or(self.read) {
+            into.cached_tokens = Some(match into.cached_tokens {
+                Some(known) if cached == 0 => known,
+                _ => cached,
+            });
+        }
+        if let Some(completion) = self.completion.filter(|&completion| completion > 0) {
+            into.completion_tokens = completion;
+        }
+    }
+}
+
+/// Reads a usage object; `None` if it holds no count.
+fn read(object: &[u8]) -> Parsed<Option<Counts>> {
+    let mut counts = Counts::default();
+    let mut cursor = Cursor::new(object);
+    cursor.object(0, "an object", |cursor, key, depth| {
+        let slot = match key.name {
+            b"prompt_tokens" | b"input_tokens" => &mut counts.prompt,
+            b"completion_tokens" | b"output_tokens" => &mut counts.completion,
+            b"cache_read_input_tokens" => &mut counts.read,
+            b"cache_creation_input_tokens" => &mut counts.created,
+            b"prompt_tokens_details" | b"input_tokens_details" if cursor.kind()? == Kind::Object => {
+                return cursor.object(depth, "an object", |cursor, key, depth| {
+                    if key.name == b"cached_tokens" {
+                        return count(cursor, depth, &mut counts.cached);
+                    }
+                    cursor.skip(depth)
+                });
+            }
+            _ => return cursor.skip(depth),
+        };
+        count(cursor, depth, slot)
+    })?;
+    Ok((counts.prompt.is_some() || counts.completion.is_some()).then_some(counts))
+}
+
+fn count(cursor: &mut Cursor<'_>, depth: u32, slot: &mut Option<u64>) -> Parsed<()> {
+    if cursor.kind()? != Kind::Number {
+        return cursor.skip(depth);
+    }
+    let span: Span = cursor.number()?;
+    if let Some(value) = whole(span.of(cursor.body)) {
+        *slot = Some(value);
+    }
+    Ok(())
+}
