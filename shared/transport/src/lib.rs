@@ -42,3 +42,6 @@ pub use identity::{ANY_NAME, Authority, Identity, IdentityError, NAME_MAX, Peer,
 pub use link::{Lane, Link, LinkReceiver, LinkSender, LinkStats};
 pub use listen::{Accepted, Listener, listen};
 pub use tls::LinkOptions;
+
+#[cfg(test)]
+mod tests;

@@ -135,10 +135,8 @@ impl Shared {
     }
 
     fn part(&self, farewell: Farewell) {
-        if let Err(unheard) = self.farewell.send(Some(farewell)) {
-            if let Some(farewell) = unheard.0 {
-                self.connection.close(farewell.code, short(&farewell.reason));
-            }
+        if let Err(watch::error::SendError(Some(unheard))) = self.farewell.send(Some(farewell)) {
+            self.connection.close(unheard.code, short(&unheard.reason));
         }
     }
 
@@ -381,6 +379,11 @@ impl Link {
     /// The sending half.
     pub fn sender(&self) -> LinkSender {
         self.sender.clone()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn connection(&self) -> &Connection {
+        &self.sender.shared.connection
     }
 
     /// See [`LinkReceiver::recv`].

@@ -117,18 +117,22 @@ async fn accept(endpoint: Endpoint, door: Door) {
         let door = door.clone();
         tokio::spawn(async move {
             let remote = incoming.remote_address();
-            let why = match tokio::time::timeout(door.options.handshake_timeout, door.admit(incoming)).await {
-                Ok(Ok(accepted)) => {
-                    drop(handshake);
-                    // Fails only when the listener has been closed, which closes the link too.
-                    let _ = door.accepted.send(accepted).await;
-                    return;
-                }
-                Ok(Err(why)) => why,
-                Err(_) => "no hello in time".to_owned(),
-            };
+            let rejected =
+                match tokio::time::timeout(door.options.handshake_timeout, door.admit(incoming)).await {
+                    Ok(Ok(accepted)) => {
+                        drop(handshake);
+                        // Fails only when the listener has been closed, which closes the link too.
+                        let _ = door.accepted.send(accepted).await;
+                        return;
+                    }
+                    Ok(Err(rejected)) => rejected,
+                    Err(_) => "no hello in time".to_owned().into(),
+                };
             door.refused.fetch_add(1, Relaxed);
-            tracing::warn!(%remote, %why, "peer turned away");
+            tracing::warn!(%remote, why = %rejected.why, "peer turned away");
+            if let Some((connection, send, refuse)) = rejected.tell {
+                tell(&connection, send, &refuse).await;
+            }
         });
     }
 }
@@ -140,7 +144,7 @@ impl Door {
         incoming.refuse();
     }
 
-    async fn admit(&self, incoming: Incoming) -> Result<Accepted, String> {
+    async fn admit(&self, incoming: Incoming) -> Result<Accepted, Rejected> {
         let connection = incoming.await.map_err(|e| e.to_string())?;
         // A handshake that is given up must not linger until the idle timeout.
         let guard = CloseUnlessAccepted(Some(connection.clone()));
@@ -148,7 +152,7 @@ impl Door {
             Ok(peer) => peer,
             Err(why) => {
                 connection.close(close_code(RefuseCode::Identity), short(&why));
-                return Err(why);
+                return Err(why.into());
             }
         };
         let (send, mut recv) = connection.accept_bi().await.map_err(|e| e.to_string())?;
@@ -156,19 +160,31 @@ impl Door {
             Ok(hello) => check(&hello, &peer, &self.cluster).map(|protocol| (hello, protocol)),
             Err(error) => match error.refusal() {
                 Some(refuse) => Err(refuse),
-                None => return Err(error.to_string()),
+                None => return Err(error.to_string().into()),
             },
         };
         let (hello, protocol) = match checked {
             Ok(checked) => checked,
             Err(refuse) => {
-                tell(&connection, send, &refuse).await;
-                return Err(format!("{peer}: {}", refuse.reason));
+                guard.disarm();
+                let why = format!("{peer}: {}", refuse.reason);
+                return Err(Rejected { why, tell: Some((connection, send, refuse)) });
             }
         };
         guard.disarm();
         let link = Link::start(connection, None, peer, (send, recv), &self.options);
         Ok(Accepted { link, hello, protocol })
+    }
+}
+
+struct Rejected {
+    why: String,
+    tell: Option<(Connection, SendStream, Refuse)>,
+}
+
+impl From<String> for Rejected {
+    fn from(why: String) -> Self {
+        Self { why, tell: None }
     }
 }
 
@@ -202,7 +218,7 @@ async fn read_hello(recv: &mut RecvStream, options: &LinkOptions) -> Result<Hell
 }
 
 /// The protocol version to speak, or why not to.
-fn check(hello: &Hello, peer: &Peer, cluster: &str) -> Result<u16, Refuse> {
+pub(crate) fn check(hello: &Hello, peer: &Peer, cluster: &str) -> Result<u16, Refuse> {
     let refuse = |code, reason| Err(Refuse { code, reason });
     if &*peer.cluster != cluster {
         return refuse(

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{EndpointConfig, IdleTimeout, TransportConfig, VarInt};
+use quinn_proto::HashedConnectionIdGenerator;
 use ring::hmac;
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
@@ -132,10 +133,19 @@ pub(crate) fn client(
     identity: &Identity,
     options: &LinkOptions,
 ) -> Result<quinn::ClientConfig, IdentityError> {
+    client_trusting(identity, identity, options)
+}
+
+/// A client that is `identity` and believes the authority of `trusted`.
+pub(crate) fn client_trusting(
+    identity: &Identity,
+    trusted: &Identity,
+    options: &LinkOptions,
+) -> Result<quinn::ClientConfig, IdentityError> {
     let mut tls = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])
         .map_err(|e| refused("TLS 1.3", e))?
-        .with_root_certificates(roots(identity)?)
+        .with_root_certificates(roots(trusted)?)
         .with_client_auth_cert(identity.chain(), identity.key())
         .map_err(|e| refused("own certificate", e))?;
     tls.alpn_protocols = vec![ALPN.to_vec()];
@@ -152,6 +162,11 @@ pub(crate) fn client(
 pub(crate) fn endpoint(identity: &Identity) -> EndpointConfig {
     let secret = identity.derive(b"fairlead stateless reset");
     let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, secret.as_ref())));
+    // Connection ids bear a mark of the key, so that the successor can tell a predecessor's link from noise.
+    let mut key = [0; 8];
+    key.copy_from_slice(&identity.derive(b"fairlead connection ids").as_ref()[..8]);
+    let key = u64::from_le_bytes(key);
+    config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(key)));
     // The default of 20 ms would take 20 s to reset a thousand links.
     config.min_reset_interval(Duration::from_millis(1));
     config
