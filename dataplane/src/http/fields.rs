@@ -28,7 +28,7 @@ impl Default for HeadLimits {
 }
 
 /// A range of the caller's buffer. Resolving it against a shorter buffer gives an empty slice, never a panic.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Span {
     pub start: u32,
     pub end: u32,
@@ -105,11 +105,7 @@ fn is(name: &[u8], lower: &str) -> bool {
     name.eq_ignore_ascii_case(lower.as_bytes())
 }
 
-/// Like [`is`] for names that steer engines; `_` counts as `-`, because some servers fold the two together.
-fn is_folded(name: &[u8], lower: &str) -> bool {
-    name.len() == lower.len() && begins_folded(name, lower)
-}
-
+/// Whether a name begins with what is given in lower case; `_` counts as `-`, because some servers fold the two.
 fn begins_folded(name: &[u8], lower: &str) -> bool {
     name.len() >= lower.len()
         && name.iter().zip(lower.as_bytes()).all(|(have, want)| {
@@ -118,24 +114,32 @@ fn begins_folded(name: &[u8], lower: &str) -> bool {
         })
 }
 
-/// Steering fields beginning with `x-`: they choose an instance, a data-parallel rank or a peer to pull from, which is
-/// the router's to decide and would let a client send other people's prompts where it likes.
-const STEERING_X_PREFIXES: [&str; 6] = [
-    "x-override-",
-    "x-prefiller-",
-    "x-data-parallel-",
-    "x-gateway-destination-endpoint",
-    "x-fairlead-",
-    "x-kv-cache-source-host-port",
-];
-const STEERING_X_NAMES: [&str; 6] = [
-    "x-encoder-hosts-ports",
-    "x-dynamo-worker-instance-id",
-    "x-dynamo-prefill-instance-id",
-    "x-dynamo-dp-rank",
-    "x-dynamo-prefill-dp-rank",
-    "x-smg-target-worker",
-];
+/// Whether a field beginning with `x-` steers: chooses an instance, a data-parallel rank or a peer to pull from. That is
+/// the router's to decide, and would let a client send other people's prompts where it likes.
+fn is_steering(name: &[u8]) -> bool {
+    let begins = |lower| begins_folded(name, lower);
+    let is = |lower: &str| name.len() == lower.len() && begins_folded(name, lower);
+    // The third letter first: clients send many `x-` fields and few of these.
+    match name.get(2).map(u8::to_ascii_lowercase) {
+        Some(b'd') => {
+            begins("x-data-parallel-")
+                || is("x-dynamo-worker-instance-id")
+                || is("x-dynamo-prefill-instance-id")
+                || is("x-dynamo-dp-rank")
+                || is("x-dynamo-prefill-dp-rank")
+        }
+        Some(b'e') => is("x-encoder-hosts-ports"),
+        Some(b'f') => begins("x-fairlead-"),
+        Some(b'g') => begins("x-gateway-destination-endpoint"),
+        Some(b'k') => is("x-kv-cache-source-host-port"),
+        Some(b'o') => begins("x-override-"),
+        Some(b'p') => begins("x-prefiller-"),
+        // `x_request_id`: not the id that we check, but some servers would take it for one.
+        Some(b'r') => is("x-request-id"),
+        Some(b's') => is("x-smg-target-worker"),
+        _ => false,
+    }
+}
 
 /// What a request field is to us.
 pub(super) fn classify_request(name: &[u8]) -> Kind {
@@ -171,10 +175,7 @@ pub(super) fn classify_request(name: &[u8]) -> Kind {
         Some(b'x') => {
             if is(name, "x-request-id") {
                 Kind::RequestId
-            } else if STEERING_X_PREFIXES.iter().any(|p| begins_folded(name, p))
-                || STEERING_X_NAMES.iter().any(|n| is_folded(name, n))
-                || is_folded(name, "x-request-id")
-            {
+            } else if is_steering(name) {
                 Kind::Drop
             } else {
                 Kind::Forward
@@ -221,7 +222,7 @@ pub(super) fn classify_response(name: &[u8]) -> Kind {
 }
 
 /// What the framing and connection fields of a head say together.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Facts {
     pub length: Option<u64>,
     length_text: Span,
@@ -399,34 +400,29 @@ pub(super) fn lines_end_in_crlf(head: &[u8]) -> bool {
     memchr::memchr_iter(b'\n', head).all(|at| at > 0 && head.get(at - 1) == Some(&b'\r'))
 }
 
-/// Remembers how much of an unfinished head was looked at, so that a head sent byte by byte costs linear time: it is
-/// parsed again only when its end is in sight, when it has doubled, or when the limit is reached.
-#[derive(Clone, Copy, Debug, Default)]
+/// Remembers how much of an unfinished head was looked at: it is parsed when a line of it has ended, so that one which
+/// arrives byte by byte is parsed once per line, of which there are few.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Progress {
     scanned: usize,
-    next: usize,
 }
 
 impl Progress {
-    pub const START: Self = Self { scanned: 0, next: 0 };
+    pub const START: Self = Self { scanned: 0 };
 
-    /// Whether parsing `buf` (all that has arrived, at most `limit` of it) is worth the time.
-    pub fn worth_parsing(&mut self, buf: &[u8], limit: usize) -> bool {
-        if self.scanned == 0 || buf.len() >= self.next || buf.len() >= limit {
-            return true;
-        }
-        let from = self.scanned.saturating_sub(3);
-        let fresh = buf.get(from..).unwrap_or(&[]);
+    /// Whether `buf`, which has grown since the last call, holds the end of a further line or has reached `limit`.
+    pub fn made(&mut self, buf: &[u8], limit: usize) -> bool {
+        let fresh = buf.get(self.scanned..).unwrap_or(&[]);
         self.scanned = buf.len();
-        memchr::memchr_iter(b'\n', fresh)
-            .any(|at| matches!(fresh.get(at + 1..), Some([b'\n', ..] | [b'\r', b'\n', ..])))
+        buf.len() >= limit || memchr::memchr(b'\n', fresh).is_some()
     }
+}
 
-    /// Records that `len` bytes were parsed and found incomplete.
-    pub fn incomplete(&mut self, len: usize) {
-        self.scanned = len.max(1);
-        self.next = len.saturating_mul(2).max(512);
-    }
+/// Whether an error found in `head` counts already. In a line that has not ended it does not, so that the outcome never
+/// depends on how the bytes were split.
+pub(super) fn error_counts(head: &[u8], at_limit: bool, has_error: impl FnOnce(&[u8]) -> bool) -> bool {
+    let end = memchr::memrchr(b'\n', head).map_or(0, |at| at + 1);
+    at_limit || end == head.len() || has_error(head.get(..end).unwrap_or(&[]))
 }
 
 /// Appends the lines of the fields for which `keep` holds, whole runs at a time. `end` is where the last line ends.

@@ -3,7 +3,7 @@
 use http::{Method, StatusCode};
 
 use super::fields::{
-    Facts, Field, HeadLimits, Kind, MAX_FIELDS, Progress, Span, classify_request, field_slots,
+    Facts, Field, HeadLimits, Kind, MAX_FIELDS, Progress, Span, classify_request, error_counts, field_slots,
     lines_end_in_crlf, trim,
 };
 use super::{Framing, Parsed, Reject, Version, is_well_formed_request_id};
@@ -75,13 +75,16 @@ impl RequestHead {
     /// Looks for a complete head at the start of `buf`. May be called again and again while the buffer grows; the
     /// outcome depends on the bytes alone, not on how they were split.
     pub fn parse(&mut self, buf: &[u8], limits: &HeadLimits) -> Parsed {
-        if !self.progress.worth_parsing(buf, limits.max_bytes) {
-            return Parsed::NeedMore;
-        }
-        let progress = self.progress;
-        self.reset();
+        let mut progress = self.progress;
+        let result = begins_like_a_request(buf).and_then(|()| {
+            if !progress.made(buf, limits.max_bytes) {
+                return Ok(None);
+            }
+            self.reset();
+            self.try_parse(buf, limits)
+        });
         self.progress = progress;
-        match self.try_parse(buf, limits) {
+        match result {
             Ok(Some(len)) => {
                 self.len = len;
                 Parsed::Done(len)
@@ -89,17 +92,14 @@ impl RequestHead {
             Ok(None) if buf.len() >= limits.max_bytes => {
                 Parsed::Bad(too_large("request head is larger than allowed"))
             }
-            Ok(None) => {
-                self.progress.incomplete(buf.len());
-                Parsed::NeedMore
-            }
+            Ok(None) => Parsed::NeedMore,
             Err(reject) => Parsed::Bad(reject),
         }
     }
 
     fn try_parse(&mut self, buf: &[u8], limits: &HeadLimits) -> Result<Option<usize>, Reject> {
         let seen = buf.get(..limits.max_bytes).unwrap_or(buf);
-        let Some(skipped) = skip_empty_lines(seen)? else { return Ok(None) };
+        let skipped = empty_lines(seen);
         let head = seen.get(skipped..).unwrap_or(&[]);
 
         let mut slots = field_slots();
@@ -108,7 +108,15 @@ impl RequestHead {
         let len = match request.parse_with_uninit_headers(head, slots) {
             Ok(httparse::Status::Complete(len)) => len,
             Ok(httparse::Status::Partial) => return Ok(None),
-            Err(error) => return Err(reject(error, head)),
+            Err(error) => {
+                let has_error = |lines: &[u8]| {
+                    let mut slots = field_slots();
+                    let slots = slots.get_mut(..limits.max_fields.min(MAX_FIELDS)).unwrap_or_default();
+                    httparse::Request::new(&mut []).parse_with_uninit_headers(lines, slots).is_err()
+                };
+                let counts = error_counts(head, buf.len() >= limits.max_bytes, has_error);
+                return if counts { Err(reject(error, head)) } else { Ok(None) };
+            }
         };
         if !lines_end_in_crlf(head.get(..len).unwrap_or(head)) {
             return Err(Reject::bad_request("line does not end in CRLF"));
@@ -271,17 +279,18 @@ fn too_large(message: &'static str) -> Reject {
     Reject::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, message)
 }
 
-/// How many bytes of empty lines precede the request line; `None` if nothing else has arrived.
-fn skip_empty_lines(buf: &[u8]) -> Result<Option<usize>, Reject> {
-    let mut at = 0;
-    loop {
-        match buf.get(at..).unwrap_or(&[]) {
-            [] | [b'\r'] => return Ok(None),
-            [b'\r', b'\n', ..] if at < 2 * MAX_EMPTY_LINES => at += 2,
-            [b'\r' | b'\n', ..] => return Err(Reject::bad_request("request line expected")),
-            _ => return Ok(Some(at)),
-        }
+/// Refuses at the first byte what cannot become a request (TLS, say), so that nobody waits for the end of its line.
+fn begins_like_a_request(buf: &[u8]) -> Result<(), Reject> {
+    match buf.get(empty_lines(buf)..).unwrap_or(&[]) {
+        [] | [b'\r'] => Ok(()),
+        [first, ..] if first.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(first) => Ok(()),
+        _ => Err(Reject::bad_request("request line expected")),
     }
+}
+
+/// How many bytes of tolerated empty lines precede the request line.
+fn empty_lines(buf: &[u8]) -> usize {
+    buf.chunks_exact(2).take(MAX_EMPTY_LINES).take_while(|pair| *pair == b"\r\n").count() * 2
 }
 
 fn method(name: &str) -> Result<Method, Reject> {

@@ -3,9 +3,10 @@
 use http::StatusCode;
 
 use super::fields::{
-    Facts, Field, HeadLimits, Kind, MAX_FIELDS, Progress, Span, classify_response, copy_lines, field_slots,
-    lines_end_in_crlf, trim,
+    Facts, Field, HeadLimits, Kind, MAX_FIELDS, Progress, Span, classify_response, copy_lines, error_counts,
+    field_slots, lines_end_in_crlf, trim,
 };
+use super::write::write_field;
 use super::{Framing, Parsed, Reject, Version};
 
 /// An engine's response head, parsed in place like a [`RequestHead`](super::RequestHead) and as strictly: what is
@@ -64,16 +65,20 @@ impl ResponseHead {
     /// HEAD, so no body follows whatever the fields say. The limit covers interim responses too.
     pub fn parse(&mut self, buf: &[u8], to_head: bool, limits: &HeadLimits) -> Parsed {
         loop {
-            let seen = buf.get(..limits.max_bytes).unwrap_or(buf);
-            let rest = seen.get(self.start..).unwrap_or(&[]);
-            if !self.progress.worth_parsing(rest, limits.max_bytes.saturating_sub(self.start)) {
-                return Parsed::NeedMore;
-            }
-            let (start, progress) = (self.start, self.progress);
-            self.reset();
-            self.start = start;
+            let (start, mut progress) = (self.start, self.progress);
+            let rest = buf.get(start..).unwrap_or(&[]);
+            let limit = limits.max_bytes.saturating_sub(start);
+            let result = begins_like_a_response(rest).and_then(|()| {
+                if !progress.made(rest, limit) {
+                    return Ok(None);
+                }
+                self.reset();
+                self.start = start;
+                let head = rest.get(..limit).unwrap_or(rest);
+                self.try_parse(buf, head, to_head, limits)
+            });
             self.progress = progress;
-            match self.try_parse(buf, rest, to_head, limits) {
+            match result {
                 Ok(Some(len))
                     if self.status.is_informational() && self.status != StatusCode::SWITCHING_PROTOCOLS =>
                 {
@@ -87,10 +92,7 @@ impl ResponseHead {
                 Ok(None) if buf.len() >= limits.max_bytes => {
                     return Parsed::Bad(broken("response head is larger than allowed"));
                 }
-                Ok(None) => {
-                    self.progress.incomplete(rest.len());
-                    return Parsed::NeedMore;
-                }
+                Ok(None) => return Parsed::NeedMore,
                 Err(reject) => return Parsed::Bad(broken(reject.message)),
             }
         }
@@ -103,10 +105,6 @@ impl ResponseHead {
         to_head: bool,
         limits: &HeadLimits,
     ) -> Result<Option<usize>, Reject> {
-        // httparse would skip empty lines; an engine that sends some is out of step.
-        if matches!(head.first(), Some(b'\r' | b'\n')) {
-            return Err(broken("response does not begin with a status line"));
-        }
         let mut slots = field_slots();
         let slots = slots.get_mut(..limits.max_fields.min(MAX_FIELDS)).unwrap_or_default();
         let mut response = httparse::Response::new(&mut []);
@@ -115,10 +113,26 @@ impl ResponseHead {
         let len = match parsed {
             Ok(httparse::Status::Complete(len)) => len,
             Ok(httparse::Status::Partial) => return Ok(None),
-            Err(httparse::Error::TooManyHeaders) => {
-                return Err(broken("response has more header fields than allowed"));
+            Err(error) => {
+                let has_error = |lines: &[u8]| {
+                    let mut slots = field_slots();
+                    let slots = slots.get_mut(..limits.max_fields.min(MAX_FIELDS)).unwrap_or_default();
+                    httparse::ParserConfig::default()
+                        .parse_response_with_uninit_headers(
+                            &mut httparse::Response::new(&mut []),
+                            lines,
+                            slots,
+                        )
+                        .is_err()
+                };
+                if !error_counts(head, buf.len() >= limits.max_bytes, has_error) {
+                    return Ok(None);
+                }
+                return Err(broken(match error {
+                    httparse::Error::TooManyHeaders => "response has more header fields than allowed",
+                    _ => "response head is not valid HTTP/1.1",
+                }));
             }
-            Err(_) => return Err(broken("response head is not valid HTTP/1.1")),
         };
         let lines = head.get(..len).unwrap_or(head);
         if !lines_end_in_crlf(lines) {
@@ -166,7 +180,7 @@ impl ResponseHead {
         self.len
     }
 
-    /// Status of the final response (or 101).
+    /// Status of the final response, or 101: broken too, unless the request asked for an upgrade.
     pub fn status(&self) -> StatusCode {
         self.status
     }
@@ -254,10 +268,7 @@ impl ResponseHead {
             out.extend_from_slice(b"Connection: keep-alive\r\n");
         }
         for (name, value) in head.add {
-            out.extend_from_slice(name.as_bytes());
-            out.extend_from_slice(b": ");
-            out.extend_from_slice(value.as_bytes());
-            out.extend_from_slice(b"\r\n");
+            write_field(name, value, out);
         }
         out.extend_from_slice(b"\r\n");
         ClientBody { relay, keep_alive }
@@ -304,6 +315,17 @@ pub struct ClientBody {
 
 const fn broken(message: &'static str) -> Reject {
     Reject::new(StatusCode::BAD_GATEWAY, message)
+}
+
+/// Refuses what cannot become a response at its first bytes. (httparse would skip empty lines; an engine that sends
+/// some is out of step.)
+fn begins_like_a_response(bytes: &[u8]) -> Result<(), Reject> {
+    let wanted = b"HTTP/1.";
+    if bytes.iter().zip(wanted).all(|(have, want)| have == want) {
+        Ok(())
+    } else {
+        Err(broken("response does not begin with a status line of HTTP/1"))
+    }
 }
 
 /// Statuses that never have a body.

@@ -3,7 +3,7 @@
 use http::Method;
 
 use super::fields::{Kind, copy_lines};
-use super::write::write_number;
+use super::write::{write_field, write_length};
 use super::{Framing, RequestHead};
 
 /// How the body goes to the engine.
@@ -70,7 +70,7 @@ impl RequestHead {
 
         let keep_host = self.authority.is_none() && self.host.is_some();
         if !keep_host {
-            write_field(out, "Host", self.host(buf).unwrap_or(head.host));
+            write_field("Host", self.host(buf).unwrap_or(head.host), out);
         }
         let id = match head.request_id {
             RequestIdRule::KeepOr(_) if self.request_id.is_some() => None,
@@ -90,7 +90,7 @@ impl RequestHead {
             }
         });
         if let Some(id) = id {
-            write_field(out, "X-Request-Id", id);
+            write_field("X-Request-Id", id, out);
         }
         match head.body {
             OutgoingBody::Length(_) if keep_length => {}
@@ -103,23 +103,10 @@ impl RequestHead {
             }
         }
         for (name, value) in head.add {
-            write_field(out, name, value);
+            write_field(name, value, out);
         }
         out.extend_from_slice(b"\r\n");
     }
-}
-
-fn write_field(out: &mut Vec<u8>, name: &str, value: &str) {
-    out.extend_from_slice(name.as_bytes());
-    out.extend_from_slice(b": ");
-    out.extend_from_slice(value.as_bytes());
-    out.extend_from_slice(b"\r\n");
-}
-
-fn write_length(length: u64, out: &mut Vec<u8>) {
-    out.extend_from_slice(b"Content-Length: ");
-    write_number(length, out);
-    out.extend_from_slice(b"\r\n");
 }
 
 /// Removes `base` (with or without a slash at its end) from the front of `path`, at a segment border. `None`: the path

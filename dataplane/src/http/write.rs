@@ -12,7 +12,7 @@ pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 pub struct Answer<'a> {
     /// Status.
     pub status: StatusCode,
-    /// `Content-Type`.
+    /// `Content-Type`; empty: none.
     pub content_type: &'a str,
     /// The whole body.
     pub body: &'a [u8],
@@ -30,21 +30,19 @@ impl Answer<'_> {
     /// Appends the whole response.
     pub fn write(&self, out: &mut Vec<u8>) {
         write_status_line(self.status, out);
-        out.extend_from_slice(b"Content-Type: ");
-        out.extend_from_slice(self.content_type.as_bytes());
-        out.extend_from_slice(b"\r\nContent-Length: ");
-        write_number(self.body.len() as u64, out);
-        out.extend_from_slice(b"\r\n");
+        if !self.content_type.is_empty() {
+            write_field("Content-Type", self.content_type, out);
+        }
+        if self.status != StatusCode::NO_CONTENT {
+            write_length(self.body.len() as u64, out);
+        }
         if !self.keep_alive {
             out.extend_from_slice(b"Connection: close\r\n");
         } else if self.version == Version::Http10 {
             out.extend_from_slice(b"Connection: keep-alive\r\n");
         }
         for (name, value) in self.add {
-            out.extend_from_slice(name.as_bytes());
-            out.extend_from_slice(b": ");
-            out.extend_from_slice(value.as_bytes());
-            out.extend_from_slice(b"\r\n");
+            write_field(name, value, out);
         }
         out.extend_from_slice(b"\r\n");
         if !self.head_only {
@@ -87,8 +85,23 @@ fn write_status_line(status: StatusCode, out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
+/// Appends one field.
+pub(super) fn write_field(name: &str, value: &str, out: &mut Vec<u8>) {
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value.as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Appends a `Content-Length` field.
+pub(super) fn write_length(length: u64, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"Content-Length: ");
+    write_number(length, out);
+    out.extend_from_slice(b"\r\n");
+}
+
 /// Appends a number in decimal digits.
-pub(super) fn write_number(mut n: u64, out: &mut Vec<u8>) {
+fn write_number(mut n: u64, out: &mut Vec<u8>) {
     let mut digits = [0u8; 20];
     let mut at = digits.len();
     for slot in digits.iter_mut().rev() {

@@ -1,1 +1,7 @@
-//! Tests of the codec.
+//! Tests of the codec: tables by subject, and properties over arbitrary splits of the bytes.
+
+mod chunked;
+mod request;
+mod response;
+mod splits;
+mod upstream;
