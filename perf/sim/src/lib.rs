@@ -1,1 +1,30 @@
-//! Simulated engines.
+//! Simulated engines: to a client and to an agent they behave like vLLM or SGLang; what they cost is a model of
+//! steps, a cache and memory instead of a card.
+//!
+//! - [`model`], [`cache`], [`profile`]: continuous batching, the block cache and step costs, without clock or socket.
+//! - [`prompt`], [`text`]: what a body asks for and the deterministic answer to it.
+//! - [`Sim::start`]: engines over HTTP in real time, any number of them on one thread, idle when idle.
+//! - [`Faults`]: ways to fail on demand, at the start, through [`Control`] or through `POST /sim/control`.
+
+pub mod cache;
+pub mod cli;
+mod engine;
+mod faults;
+mod histogram;
+mod host;
+mod http;
+mod metrics;
+pub mod model;
+mod options;
+pub mod profile;
+pub mod prompt;
+mod state;
+pub mod stats;
+pub mod text;
+
+pub use faults::{BadFaults, Faults, Garbage};
+pub use histogram::Histogram;
+pub use host::{Control, Handle, Host, Sim, StartError};
+pub use options::{BadOption, EngineKind, SimOptions};
+pub use profile::Profile;
+pub use state::{Last, State};

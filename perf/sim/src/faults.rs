@@ -1,0 +1,126 @@
+//! Ways to fail on demand.
+
+use serde::{Deserialize, Serialize};
+
+/// What an engine does wrong. Everything off is a healthy engine. Faults of answers touch the routes that carry
+/// prompts; with `everywhere` also `/health`, `/metrics` and the rest (never `/sim/...`).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Faults {
+    /// Gone: the listener is closed, so connects are refused, and every open connection is reset. The engine's work
+    /// is aborted.
+    pub refuse: bool,
+    /// Takes requests and never answers.
+    pub hang: bool,
+    /// Streams this many tokens, then nothing more, with the connection open.
+    pub hang_after: Option<u32>,
+    /// Resets the connection after this many tokens; 0 is before the answer's head.
+    pub die_after: Option<u32>,
+    /// Closes the connection in good order after this many tokens, the answer unfinished; 0 is after the head.
+    pub cut_after: Option<u32>,
+    /// Sends nonsense.
+    pub garbage: Option<Garbage>,
+    /// Answers with this status (400 to 599) and an error body.
+    pub status: Option<u16>,
+    /// `Retry-After` of such answers, seconds.
+    pub retry_after: Option<u32>,
+    /// Steps take this many times as long; 0 means 1.
+    pub slow: f64,
+    /// `/health` says 503 and prompts are refused with 503, as before the model is loaded.
+    pub unready: bool,
+    /// Lets the answer faults touch every route.
+    pub everywhere: bool,
+    /// How many requests meet the answer faults (hang to status) before all faults end; no number: all of them.
+    pub times: Option<u32>,
+    /// Ends all faults after this many milliseconds.
+    pub for_ms: Option<u64>,
+}
+
+/// Where the nonsense is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Garbage {
+    /// Instead of a response head.
+    Head,
+    /// Instead of the body, under a good head.
+    Body,
+    /// In the middle of a stream: an event that is not JSON, bytes that are not UTF-8.
+    Event,
+}
+
+/// Why faults were not accepted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct BadFaults(pub String);
+
+impl Faults {
+    /// Refuses values outside their range, naming them.
+    pub fn validate(&self) -> Result<(), BadFaults> {
+        if let Some(s) = self.status
+            && !(400..=599).contains(&s)
+        {
+            return Err(BadFaults(format!("status: {s} is outside 400..=599")));
+        }
+        if !self.slow.is_finite() || self.slow < 0.0 || self.slow > 1e6 {
+            return Err(BadFaults(format!("slow: {} is outside 0..=1000000", self.slow)));
+        }
+        if self.times == Some(0) {
+            return Err(BadFaults("times: 0 would do nothing, use at least 1".into()));
+        }
+        Ok(())
+    }
+
+    /// Whether answers are touched.
+    pub fn touches_answers(&self) -> bool {
+        self.hang
+            || self.hang_after.is_some()
+            || self.die_after.is_some()
+            || self.cut_after.is_some()
+            || self.garbage.is_some()
+            || self.status.is_some()
+    }
+
+    /// The faults that one request meets; counts `times` down.
+    pub fn take(&mut self) -> Option<Self> {
+        if !self.touches_answers() {
+            return None;
+        }
+        let met = self.clone();
+        match &mut self.times {
+            Some(1) => *self = Self::default(),
+            Some(n) => *n -= 1,
+            None => {}
+        }
+        Some(met)
+    }
+
+    /// How much longer steps take.
+    pub fn slowness(&self) -> f64 {
+        if self.slow > 0.0 { self.slow } else { 1.0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_counts_down_to_health() {
+        let mut f = Faults { status: Some(500), times: Some(2), ..Faults::default() };
+        assert!(f.take().is_some() && f.take().is_some() && f.take().is_none());
+        assert_eq!(f, Faults::default());
+    }
+
+    #[test]
+    fn ranges_are_checked() {
+        for (text, says) in [
+            (r#"{"status":200}"#, "status: 200"),
+            (r#"{"slow":-1}"#, "slow: -1"),
+            (r#"{"times":0}"#, "times: 0"),
+        ] {
+            let f: Faults = serde_json::from_str(text).unwrap();
+            assert!(f.validate().unwrap_err().to_string().contains(says));
+        }
+        assert!(serde_json::from_str::<Faults>(r#"{"stauts":500}"#).is_err());
+    }
+}

@@ -1,0 +1,200 @@
+//! Where engines live: one thread with one runtime, shared by as many engines as a process starts.
+
+use crate::engine::Engine;
+use crate::faults::{BadFaults, Faults};
+use crate::http::conn::{self, Place};
+use crate::http::control;
+use crate::options::{BadOption, SimOptions};
+use crate::state::State;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::runtime;
+use tokio::sync::Notify;
+
+/// Why an engine did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An option is out of range.
+    #[error(transparent)]
+    Option(#[from] BadOption),
+    /// The address cannot be used.
+    #[error("cannot listen on {addr}: {source}")]
+    Listen {
+        /// The address.
+        addr: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The simulator's thread could not be made.
+    #[error("cannot start the simulator's thread: {0}")]
+    Thread(io::Error),
+}
+
+/// A thread for engines. Dropping it ends them.
+#[derive(Debug)]
+pub struct Host {
+    runtime: runtime::Handle,
+    stop: Arc<Notify>,
+}
+
+impl Host {
+    /// Starts a thread of its own.
+    pub fn new() -> Result<Self, StartError> {
+        let runtime =
+            runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)?;
+        let handle = runtime.handle().clone();
+        let stop = Arc::new(Notify::new());
+        let stopped = Arc::clone(&stop);
+        std::thread::Builder::new()
+            .name("fairlead-sim".into())
+            .spawn(move || runtime.block_on(stopped.notified()))
+            .map_err(StartError::Thread)?;
+        Ok(Self { runtime: handle, stop })
+    }
+
+    /// Starts an engine on this thread; on return it listens.
+    pub fn start(&self, options: SimOptions) -> Result<Handle, StartError> {
+        options.validate()?;
+        let failed = |source| StartError::Listen { addr: options.listen, source };
+        let place = Place::take(options.listen).map_err(failed)?;
+        let addr = place.addr();
+        let _context = self.runtime.enter();
+        // The address is tried even if the engine begins by refusing, so that a taken one is told now.
+        let listener = place.listen().map_err(failed)?;
+        let engine = Engine::new(SimOptions { listen: addr, ..options });
+        let first = if engine.options.faults.refuse { None } else { Some(listener) };
+        if let Some(ms) = engine.options.faults.for_ms {
+            let engine = Arc::clone(&engine);
+            self.runtime.spawn(async move {
+                tokio::time::sleep(Duration::from_millis(ms)).await;
+                engine.end_faults(0);
+            });
+        }
+        self.runtime.spawn(Arc::clone(&engine).run());
+        self.runtime.spawn(conn::serve(Arc::clone(&engine), place, first));
+        Ok(Handle { addr, control: Control { engine, runtime: self.runtime.clone() } })
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.stop.notify_one();
+    }
+}
+
+/// Starts engines on a thread that all of the process share.
+#[derive(Clone, Copy, Debug)]
+pub struct Sim;
+
+impl Sim {
+    /// Starts an engine; on return it listens.
+    pub fn start(options: SimOptions) -> Result<Handle, StartError> {
+        static SHARED: OnceLock<Host> = OnceLock::new();
+        let host = match SHARED.get() {
+            Some(h) => h,
+            None => {
+                let made = Host::new()?;
+                SHARED.get_or_init(|| made)
+            }
+        };
+        host.start(options)
+    }
+}
+
+/// A started engine. Dropping the handle stops it.
+#[derive(Debug)]
+pub struct Handle {
+    addr: SocketAddr,
+    control: Control,
+}
+
+impl Handle {
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// `http://` and the address.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// Faults and state, from any thread.
+    pub fn control(&self) -> Control {
+        self.control.clone()
+    }
+
+    /// Stops at once: the listener closes, connections are reset, work is dropped.
+    pub fn shutdown(&self) {
+        self.control.engine.stop();
+    }
+
+    /// Waits until no request is in flight, or for `limit`; then stops. Returns whether all had ended.
+    pub async fn drain(&self, limit: Duration) -> bool {
+        const LOOK: Duration = Duration::from_millis(20);
+        let deadline = tokio::time::Instant::now() + limit;
+        let mut idle = self.control.in_flight() == 0;
+        while !idle && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(LOOK).await;
+            idle = self.control.in_flight() == 0;
+        }
+        self.shutdown();
+        idle
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
+
+/// Remote control of an engine, usable from any thread.
+#[derive(Clone)]
+pub struct Control {
+    engine: Arc<Engine>,
+    runtime: runtime::Handle,
+}
+
+impl std::fmt::Debug for Control {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Control").field("name", &self.engine.options.name).finish_non_exhaustive()
+    }
+}
+
+impl Control {
+    /// Replaces the faults in force.
+    pub fn set_faults(&self, faults: Faults) -> Result<(), BadFaults> {
+        faults.validate()?;
+        let _context = self.runtime.enter();
+        control::apply(&self.engine, faults);
+        Ok(())
+    }
+
+    /// Ends all faults.
+    pub fn heal(&self) {
+        _ = self.engine.set_faults(Faults::default());
+    }
+
+    /// A picture of the engine now.
+    pub fn state(&self) -> State {
+        State::of(&self.engine)
+    }
+
+    /// Requests on prompt routes whose answer has not ended.
+    pub fn in_flight(&self) -> u64 {
+        self.engine.core().traffic.in_flight
+    }
+
+    /// The last body that arrived on a prompt route, whole.
+    pub fn last_body(&self) -> bytes::Bytes {
+        self.engine.core().traffic.last.as_ref().map(|l| l.body.clone()).unwrap_or_default()
+    }
+
+    /// Forgets every cached prefix that no running sequence holds.
+    pub fn clear_cache(&self) {
+        self.engine.core().model.clear_cache();
+    }
+}

@@ -1,0 +1,298 @@
+//! Routes that carry prompts.
+
+use super::body::{AnswerBody, Break, Breaker, TokenStream, cached_of};
+use super::conn::ConnControl;
+use super::forms::{EventWriter, Form, Meta, SeqMeta, Usage};
+use super::route::{error, reply_json};
+use crate::engine::{Engine, Ticket, Visit};
+use crate::faults::Faults;
+use crate::model::{Refused, SeqSpec};
+use crate::prompt::{self, Api, Ask};
+use crate::text;
+use bytes::Bytes;
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::{Response, StatusCode};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// Embedding size where the request names none.
+const DIMENSIONS: u32 = 64;
+
+/// Answers a request whose body is complete.
+pub(crate) async fn answer(
+    engine: &Arc<Engine>,
+    conn: &Arc<ConnControl>,
+    api: Api,
+    body: &[u8],
+    mut visit: Visit,
+    faults: Option<&Faults>,
+) -> Response<AnswerBody> {
+    let refuse = |mut visit: Visit, status: StatusCode, param: Option<&str>, message: &str| {
+        visit.complete();
+        engine.core().traffic.refused += 1;
+        error(engine, Some(api), status, param, message)
+    };
+    let ask = match prompt::parse(api, body) {
+        Ok(a) => a,
+        Err(e) => return refuse(visit, StatusCode::BAD_REQUEST, e.param, &e.message),
+    };
+    let model = match &ask.model {
+        None => engine.options.models[0].clone(),
+        Some(m) if engine.options.models.contains(m) => m.clone(),
+        Some(m) => {
+            let message = format!("The model `{m}` does not exist.");
+            return refuse(visit, StatusCode::NOT_FOUND, Some("model"), &message);
+        }
+    };
+    match api {
+        Api::Tokenize | Api::Detokenize | Api::CountTokens => {
+            visit.complete();
+            return reply_json(StatusCode::OK, &count(engine, api, &ask));
+        }
+        _ => {}
+    }
+    let work = match Work::new(engine, api, &ask, &model) {
+        Ok(w) => w,
+        Err(message) => return refuse(visit, StatusCode::BAD_REQUEST, Some("messages"), &message),
+    };
+    let ticket = match engine.submit(&work.specs) {
+        Ok(t) => t,
+        Err(e @ Refused::TooLarge { .. }) => {
+            return refuse(visit, StatusCode::BAD_REQUEST, Some("messages"), &e.to_string());
+        }
+        Err(e @ Refused::QueueFull { .. }) => {
+            let mut r = refuse(visit, StatusCode::SERVICE_UNAVAILABLE, None, &e.to_string());
+            r.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            return r;
+        }
+    };
+    if api.generates() {
+        generate(engine, conn, api, ask, model, work, ticket, visit, faults).await
+    } else {
+        let state = ticket.finished().await;
+        let usage = Usage { prompt: work.prompt_tokens, cached: cached_of(&state, 1), completion: 0 };
+        let bytes = Bytes::from(ranked(engine, api, &ask, &model, &work, usage).to_string());
+        whole(bytes, conn, visit, faults)
+    }
+}
+
+/// The sequences of one request.
+struct Work {
+    specs: Vec<SeqSpec>,
+    metas: Vec<SeqMeta>,
+    prompt_tokens: u32,
+}
+
+impl Work {
+    fn new(engine: &Engine, api: Api, ask: &Ask, model: &str) -> Result<Self, String> {
+        let n = if api.generates() { ask.n.max(1) } else { 1 };
+        let mut work = Self { specs: Vec::new(), metas: Vec::new(), prompt_tokens: 0 };
+        let longest = engine.options.max_model_len;
+        for p in &ask.prompts {
+            let (path, tokens, seed) = engine.prepare(model, &ask.salt, p);
+            let room = longest.saturating_sub(tokens);
+            if tokens > longest || (api.generates() && ask.max_tokens.unwrap_or(1).max(1) > room) {
+                return Err(format!(
+                    "This model's maximum context length is {longest} tokens. However, you requested {} output \
+                     tokens and your prompt contains {tokens} input tokens. Please reduce the length of the input \
+                     prompt or the number of requested output tokens.",
+                    ask.max_tokens.unwrap_or(0)
+                ));
+            }
+            work.prompt_tokens = work.prompt_tokens.saturating_add(tokens);
+            for j in 0..n {
+                let seed = if j == 0 { seed } else { text::mix(seed ^ u64::from(j)) };
+                let output = match (api.generates(), ask.max_tokens) {
+                    (false, _) => 0,
+                    (true, Some(m)) => m,
+                    (true, None) => text::natural_length(seed).min(room),
+                };
+                let index = work.metas.len() as u32;
+                let limited = ask.max_tokens.is_some();
+                let path = Arc::clone(&path);
+                work.metas.push(SeqMeta { index, seed, output, limited });
+                work.specs.push(SeqSpec { path, prompt_tokens: tokens, output_tokens: output, limited });
+            }
+        }
+        let mut core = engine.core();
+        let stats = core.model.stats_mut();
+        stats.request_n.observe(f64::from(n));
+        for m in &work.metas {
+            stats.request_max_tokens.observe(f64::from(m.output));
+        }
+        Ok(work)
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "everything that one answer is made of, used once")]
+async fn generate(
+    engine: &Arc<Engine>,
+    conn: &Arc<ConnControl>,
+    api: Api,
+    ask: Ask,
+    model: String,
+    work: Work,
+    ticket: Ticket,
+    visit: Visit,
+    faults: Option<&Faults>,
+) -> Response<AnswerBody> {
+    let meta = Meta {
+        form: match api {
+            Api::Completions => Form::Completions,
+            Api::Responses => Form::Responses,
+            Api::Messages => Form::Messages,
+            _ => Form::Chat,
+        },
+        id: engine.new_id(),
+        created: engine.unix_now(),
+        model_json: Value::from(model.as_str()).to_string(),
+        model,
+        seqs: work.metas,
+        include_usage: ask.include_usage,
+        continuous_usage: ask.continuous_usage,
+        max_tokens: ask.max_tokens,
+    };
+    let per_prompt = ask.n.max(1) as usize;
+    let writer = EventWriter::new(meta);
+    if ask.stream {
+        let stream =
+            TokenStream::new(writer, ticket, visit, Arc::clone(conn), work.prompt_tokens, per_prompt, faults);
+        let mut r = Response::new(AnswerBody::Stream(Box::new(stream)));
+        r.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+        r.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        return r;
+    }
+    let state = ticket.finished().await;
+    let usage = Usage {
+        prompt: work.prompt_tokens,
+        cached: cached_of(&state, per_prompt),
+        completion: state.iter().map(|s| s.emitted).sum(),
+    };
+    whole(Bytes::from(writer.full(usage)), conn, visit, faults)
+}
+
+/// A body in one piece, or the first half of it where the request met a fault.
+fn whole(
+    bytes: Bytes,
+    conn: &Arc<ConnControl>,
+    visit: Visit,
+    faults: Option<&Faults>,
+) -> Response<AnswerBody> {
+    let how = faults.and_then(|f| match (f.die_after, f.cut_after, f.hang_after) {
+        (Some(_), _, _) => Some(Break::Reset),
+        (_, Some(_), _) => Some(Break::Close),
+        (_, _, Some(_)) => Some(Break::Hang),
+        _ => None,
+    });
+    let body = match how {
+        None => AnswerBody::Whole { bytes: Some(bytes), visit: Some(visit) },
+        Some(how) => AnswerBody::Broken {
+            announced: bytes.len() as u64,
+            bytes: Some(bytes.slice(..bytes.len() / 2)),
+            breaker: Breaker::new(how, Arc::clone(conn)),
+            visit,
+        },
+    };
+    let mut r = Response::new(body);
+    r.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    r
+}
+
+fn count(engine: &Engine, api: Api, ask: &Ask) -> Value {
+    let prompt = ask.prompts.first().map_or(&[][..], Vec::as_slice);
+    match api {
+        Api::Detokenize => json!({"prompt": prompt::detokenize(&ask.tokens)}),
+        Api::CountTokens => json!({"input_tokens": prompt::count_tokens(prompt)}),
+        _ => {
+            let tokens = prompt::token_ids(prompt);
+            json!({"count": tokens.len(), "max_model_len": engine.options.max_model_len, "tokens": tokens,
+                "token_strs": null})
+        }
+    }
+}
+
+/// A number in -1..1 that depends on a seed and a place.
+fn pseudo(seed: u64, at: u32) -> f32 {
+    (text::mix(seed ^ u64::from(at)) >> 40) as f32 / (1u32 << 23) as f32 - 1.0
+}
+
+/// Answers of the routes that only read: embeddings, rerank, score.
+fn ranked(engine: &Engine, api: Api, ask: &Ask, model: &str, work: &Work, usage: Usage) -> Value {
+    let id = engine.new_id();
+    let total = json!({"prompt_tokens": usage.prompt, "total_tokens": usage.prompt, "completion_tokens": 0,
+        "prompt_tokens_details": {"cached_tokens": usage.cached}});
+    let score = |m: &SeqMeta| f64::from(pseudo(m.seed, 0)).mul_add(0.5, 0.5);
+    match api {
+        Api::Embeddings => {
+            let size = ask.dimensions.unwrap_or(DIMENSIONS);
+            let data: Vec<Value> = work
+                .metas
+                .iter()
+                .map(|m| {
+                    let raw: Vec<f32> = (0..size).map(|i| pseudo(m.seed, i)).collect();
+                    let norm = raw.iter().map(|v| v * v).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
+                    let unit = raw.iter().map(|v| v / norm);
+                    let embedding = if ask.base64 {
+                        Value::from(base64(&unit.flat_map(f32::to_le_bytes).collect::<Vec<u8>>()))
+                    } else {
+                        Value::from(unit.map(f64::from).collect::<Vec<f64>>())
+                    };
+                    json!({"index": m.index, "object": "embedding", "embedding": embedding})
+                })
+                .collect();
+            json!({"id": format!("embd-{id}"), "object": "list", "created": engine.unix_now(), "model": model,
+                "data": data, "usage": total})
+        }
+        Api::Rerank => {
+            let mut results: Vec<(f64, u32)> = work.metas.iter().map(|m| (score(m), m.index)).collect();
+            results.sort_by(|a, b| b.0.total_cmp(&a.0));
+            results.truncate(ask.top_n.unwrap_or(usize::MAX));
+            let results: Vec<Value> = results
+                .into_iter()
+                .map(|(s, i)| {
+                    let text = ask.documents.get(i as usize).map_or("", String::as_str);
+                    json!({"index": i, "document": {"text": text, "multi_modal": null}, "relevance_score": s})
+                })
+                .collect();
+            json!({"id": format!("rerank-{id}"), "model": model, "usage": {"prompt_tokens": usage.prompt,
+                "total_tokens": usage.prompt}, "results": results})
+        }
+        _ => {
+            let data: Vec<Value> = work
+                .metas
+                .iter()
+                .map(|m| json!({"index": m.index, "object": "score", "score": score(m)}))
+                .collect();
+            json!({"id": format!("score-{id}"), "object": "list", "created": engine.unix_now(), "model": model,
+                "data": data, "usage": total})
+        }
+    }
+}
+
+/// Standard base64 with padding.
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for c in bytes.chunks(3) {
+        let n = c.iter().fold(0u32, |n, b| n << 8 | u32::from(*b)) << (8 * (3 - c.len()));
+        for i in 0..4 {
+            let digit = DIGITS[(n >> (18 - 6 * i)) as usize & 63] as char;
+            out.push(if i > c.len() { '=' } else { digit });
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_matches_known_vectors() {
+        for (plain, coded) in
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")]
+        {
+            assert_eq!(base64(plain.as_bytes()), coded);
+        }
+    }
+}

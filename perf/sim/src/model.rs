@@ -1,0 +1,354 @@
+//! Step-level continuous batching with chunked prefill, without a clock or a socket of its own: the caller says when
+//! a step begins and ends, so the same code runs in real, scaled and virtual time.
+//!
+//! A step gives every running sequence its next token or its next chunk of prompt, in the order of admission, then
+//! admits waiting sequences first come first served, all within one token budget. At admission the whole room of a
+//! sequence is taken, output included, so nothing is ever preempted. A prefix can be found once it has been computed;
+//! output never enters the cache.
+
+use crate::cache::BlockCache;
+use crate::profile::{Profile, StepWork};
+use crate::stats::Stats;
+use ahash::RandomState;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+/// Limits and sizes of an engine.
+#[derive(Clone, Debug)]
+pub struct ModelOptions {
+    /// Step costs, token budget and running limit.
+    pub profile: Profile,
+    /// Tokens in a KV block.
+    pub block_tokens: u32,
+    /// KV blocks.
+    pub kv_blocks: u32,
+    /// Sequences that may wait; one more is refused.
+    pub max_waiting: u32,
+    /// Whether prompts share blocks.
+    pub prefix_caching: bool,
+}
+
+/// Name of a sequence inside one engine.
+pub type SeqId = u64;
+
+/// What a sequence asks for.
+#[derive(Clone, Debug)]
+pub struct SeqSpec {
+    /// Chained hashes of the prompt's full blocks.
+    pub path: Arc<[u64]>,
+    /// Length of the prompt, at least 1.
+    pub prompt_tokens: u32,
+    /// Tokens to make; 0 for work that ends with the prompt (embeddings).
+    pub output_tokens: u32,
+    /// Whether that number is the request's limit rather than where the answer ends by itself.
+    pub limited: bool,
+}
+
+/// Why a sequence was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The queue is full.
+    #[error("{waiting} requests are waiting already")]
+    QueueFull {
+        /// Sequences waiting.
+        waiting: usize,
+    },
+    /// The sequence could never fit.
+    #[error("needs {needed} KV blocks, the engine has {capacity}")]
+    TooLarge {
+        /// Blocks for prompt and output.
+        needed: u64,
+        /// Blocks there are.
+        capacity: u32,
+    },
+}
+
+/// What one step did for one sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// The sequence.
+    pub id: SeqId,
+    /// Tokens made so far.
+    pub emitted: u32,
+    /// Prompt tokens that came from the cache.
+    pub cached: u32,
+    /// Whether it has ended.
+    pub finished: bool,
+}
+
+#[derive(Debug)]
+struct Seq {
+    spec: SeqSpec,
+    running: bool,
+    held: usize,
+    private: u32,
+    computed: u32,
+    cached: u32,
+    emitted: u32,
+    arrived: f64,
+    admitted: f64,
+    first_token: f64,
+    last_token: f64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    id: SeqId,
+    chunk: u32,
+}
+
+/// The state of one engine's scheduler and cache.
+#[derive(Debug)]
+pub struct Model {
+    options: ModelOptions,
+    cache: BlockCache,
+    seqs: HashMap<SeqId, Seq, RandomState>,
+    waiting: VecDeque<SeqId>,
+    running: Vec<SeqId>,
+    step: Vec<Part>,
+    next_id: SeqId,
+    stats: Stats,
+}
+
+impl Model {
+    /// An idle engine.
+    pub fn new(options: ModelOptions) -> Self {
+        let cache = BlockCache::new(options.kv_blocks);
+        Self {
+            options,
+            cache,
+            seqs: HashMap::default(),
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            step: Vec::new(),
+            next_id: 1,
+            stats: Stats::new(),
+        }
+    }
+
+    /// Its sizes.
+    pub fn options(&self) -> &ModelOptions {
+        &self.options
+    }
+
+    /// Its cache.
+    pub fn cache(&self) -> &BlockCache {
+        &self.cache
+    }
+
+    /// Drops every cached prefix that no running sequence holds.
+    pub fn clear_cache(&mut self) {
+        self.cache.clear();
+    }
+
+    /// Its counters.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Its counters, to add what only the caller knows.
+    pub fn stats_mut(&mut self) -> &mut Stats {
+        &mut self.stats
+    }
+
+    /// Sequences in the batch.
+    pub fn running(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Sequences not yet admitted.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Tokens whose place in the cache is taken by running sequences.
+    pub fn used_tokens(&self) -> u64 {
+        u64::from(self.cache.used()) * u64::from(self.options.block_tokens)
+    }
+
+    /// Prompt tokens of waiting sequences that would have to be computed.
+    pub fn waiting_uncached_tokens(&self) -> u64 {
+        self.waiting
+            .iter()
+            .filter_map(|id| self.seqs.get(id))
+            .map(|s| u64::from(s.spec.prompt_tokens - self.lookup(&s.spec).1))
+            .sum()
+    }
+
+    /// Whether `count` more sequences of this form would be taken.
+    pub fn check(&self, spec: &SeqSpec, count: usize) -> Result<(), Refused> {
+        let needed = self.blocks_for(spec);
+        if needed > u64::from(self.options.kv_blocks) {
+            return Err(Refused::TooLarge { needed, capacity: self.options.kv_blocks });
+        }
+        if self.waiting.len() + count > self.options.max_waiting as usize {
+            return Err(Refused::QueueFull { waiting: self.waiting.len() });
+        }
+        Ok(())
+    }
+
+    /// Enters a sequence at the end of the queue.
+    pub fn submit(&mut self, spec: SeqSpec, now: f64) -> Result<SeqId, Refused> {
+        self.check(&spec, 1)?;
+        let id = self.next_id;
+        self.next_id += 1;
+        let seq = Seq {
+            spec,
+            running: false,
+            held: 0,
+            private: 0,
+            computed: 0,
+            cached: 0,
+            emitted: 0,
+            arrived: now,
+            admitted: now,
+            first_token: now,
+            last_token: now,
+        };
+        self.seqs.insert(id, seq);
+        self.waiting.push_back(id);
+        Ok(id)
+    }
+
+    /// Ends a sequence early. Returns whether there was one.
+    pub fn abort(&mut self, id: SeqId) -> bool {
+        let Some(seq) = self.seqs.remove(&id) else { return false };
+        if seq.running {
+            self.cache.release(&seq.spec.path[..seq.held], seq.private);
+            self.running.retain(|r| *r != id);
+        } else {
+            self.waiting.retain(|w| *w != id);
+        }
+        self.stats.aborted += 1;
+        true
+    }
+
+    /// Composes the next step and says how many seconds it takes; `None` when there is nothing to do.
+    pub fn begin_step(&mut self, now: f64) -> Option<f64> {
+        self.step.clear();
+        let mut budget = self.options.profile.token_budget;
+        let mut work = StepWork::default();
+        for id in &self.running {
+            if budget == 0 {
+                break;
+            }
+            let Some(seq) = self.seqs.get(id) else { continue };
+            let part = plan(*id, seq, &mut budget, &mut work);
+            self.step.push(part);
+        }
+        while budget > 0 && self.running.len() < self.options.profile.max_running as usize {
+            let Some(&id) = self.waiting.front() else { break };
+            let Some(seq) = self.seqs.get(&id) else {
+                self.waiting.pop_front();
+                continue;
+            };
+            let (blocks, tokens) = self.lookup(&seq.spec);
+            let fresh = self.blocks_for(&seq.spec) as u32 - blocks as u32;
+            let path = Arc::clone(&seq.spec.path);
+            if !self.cache.admit(&path, blocks, fresh) {
+                break;
+            }
+            self.waiting.pop_front();
+            let Some(seq) = self.seqs.get_mut(&id) else { break };
+            seq.running = true;
+            seq.held = blocks;
+            seq.private = fresh;
+            seq.computed = tokens;
+            seq.cached = tokens;
+            seq.admitted = now;
+            self.stats.admitted(seq.spec.prompt_tokens, tokens, now - seq.arrived);
+            self.running.push(id);
+            let part = plan(id, seq, &mut budget, &mut work);
+            self.step.push(part);
+        }
+        if self.step.is_empty() {
+            return None;
+        }
+        Some(self.options.profile.step_seconds(&work))
+    }
+
+    /// Applies the step begun last and appends what became of each of its sequences to `out`. Sequences aborted
+    /// meanwhile are passed over.
+    pub fn end_step(&mut self, now: f64, out: &mut Vec<Progress>) {
+        let mut step = std::mem::take(&mut self.step);
+        let (mut tokens, mut ended) = (0u64, false);
+        for part in &step {
+            let Some(seq) = self.seqs.get_mut(&part.id) else { continue };
+            let spec = &seq.spec;
+            tokens += u64::from(part.chunk);
+            if seq.computed < spec.prompt_tokens {
+                seq.computed += part.chunk;
+                let full = ((seq.computed / self.options.block_tokens) as usize).min(spec.path.len());
+                if self.options.prefix_caching {
+                    for h in &spec.path[seq.held..full.max(seq.held)] {
+                        self.cache.publish(*h);
+                        seq.private -= 1;
+                        seq.held += 1;
+                    }
+                }
+                if seq.computed < spec.prompt_tokens {
+                    continue;
+                }
+                self.stats.prefilled(spec.prompt_tokens, seq.cached);
+                seq.first_token = now;
+                if spec.output_tokens > 0 {
+                    seq.emitted = 1;
+                    self.stats.first_token(now - seq.arrived);
+                }
+            } else {
+                seq.emitted += 1;
+                self.stats.next_token(now - seq.last_token);
+            }
+            seq.last_token = now;
+            let finished = seq.emitted >= spec.output_tokens;
+            out.push(Progress { id: part.id, emitted: seq.emitted, cached: seq.cached, finished });
+            if finished {
+                ended = true;
+                self.cache.release(&spec.path[..seq.held], seq.private);
+                self.stats.finished(spec, seq.emitted, [seq.arrived, seq.admitted, seq.first_token, now]);
+                self.seqs.remove(&part.id);
+            }
+        }
+        if ended {
+            let seqs = &self.seqs;
+            self.running.retain(|id| seqs.contains_key(id));
+        }
+        self.stats.step(tokens);
+        step.clear();
+        self.step = step;
+    }
+
+    fn blocks_for(&self, spec: &SeqSpec) -> u64 {
+        (u64::from(spec.prompt_tokens) + u64::from(spec.output_tokens))
+            .div_ceil(u64::from(self.options.block_tokens))
+    }
+
+    /// Blocks and tokens of the prompt found in the cache. The last token is always computed, for its output.
+    fn lookup(&self, spec: &SeqSpec) -> (usize, u32) {
+        if !self.options.prefix_caching {
+            return (0, 0);
+        }
+        let most = (spec.prompt_tokens.saturating_sub(1) / self.options.block_tokens) as usize;
+        let blocks = self.cache.matched(&spec.path[..most.min(spec.path.len())]);
+        (blocks, blocks as u32 * self.options.block_tokens)
+    }
+}
+
+fn plan(id: SeqId, seq: &Seq, budget: &mut u32, work: &mut StepWork) -> Part {
+    work.sequences += 1;
+    let left = seq.spec.prompt_tokens.saturating_sub(seq.computed);
+    if left == 0 {
+        *budget -= 1;
+        work.decode_context += u64::from(seq.spec.prompt_tokens) + u64::from(seq.emitted);
+        return Part { id, chunk: 1 };
+    }
+    let chunk = left.min(*budget);
+    *budget -= chunk;
+    work.prefill_tokens += u64::from(chunk);
+    work.attended += f64::from(chunk) * (f64::from(seq.computed) + f64::from(chunk) / 2.0);
+    Part { id, chunk }
+}
+
+#[cfg(test)]
+#[path = "model_tests.rs"]
+mod tests;

@@ -1,0 +1,143 @@
+use super::*;
+
+fn options(blocks: u32) -> ModelOptions {
+    ModelOptions {
+        profile: Profile::h200_8b(),
+        block_tokens: 16,
+        kv_blocks: blocks,
+        max_waiting: 100,
+        prefix_caching: true,
+    }
+}
+
+fn spec(family: u64, prompt: u32, output: u32) -> SeqSpec {
+    SeqSpec {
+        path: (0..u64::from(prompt / 16)).map(|i| family * 1_000_000 + i + 1).collect(),
+        prompt_tokens: prompt,
+        output_tokens: output,
+        limited: true,
+    }
+}
+
+/// Runs until idle; returns the progress of every step and the time.
+fn run(m: &mut Model, from: f64) -> (Vec<Vec<Progress>>, f64) {
+    let (mut now, mut all) = (from, Vec::new());
+    while let Some(d) = m.begin_step(now) {
+        now += d;
+        let mut out = Vec::new();
+        m.end_step(now, &mut out);
+        all.push(out);
+    }
+    (all, now)
+}
+
+#[test]
+fn one_request_takes_prefill_and_decode_steps() {
+    let mut m = Model::new(options(1000));
+    let id = m.submit(spec(1, 2500, 4), 0.0).unwrap();
+    let (steps, end) = run(&mut m, 0.0);
+    // 1,024 + 1,024 + 452 tokens of prompt, then three more tokens.
+    assert_eq!(steps.len(), 6);
+    assert!(steps[0].is_empty() && steps[1].is_empty());
+    assert_eq!(steps[2], [Progress { id, emitted: 1, cached: 0, finished: false }]);
+    assert!(steps[5][0].finished);
+    let p = Profile::h200_8b();
+    let expected = 6.0 * (p.base + p.per_sequence)
+        + 2500.0 * p.prefill
+        + p.attention * (1024.0 * 512.0 + 1024.0 * 1536.0 + 452.0 * 2274.0)
+        + p.decode_context * (2501.0 + 2502.0 + 2503.0);
+    assert!((end - expected).abs() < 1e-9, "{end} {expected}");
+    assert_eq!((m.stats().prompt_tokens, m.stats().generation_tokens, m.cache().used()), (2500, 4, 0));
+}
+
+#[test]
+fn the_second_turn_finds_the_first() {
+    let mut m = Model::new(options(1000));
+    m.submit(spec(1, 320, 2), 0.0).unwrap();
+    run(&mut m, 0.0);
+    m.submit(spec(1, 400, 2), 1.0).unwrap();
+    // Exactly the same prompt: its last block is computed again.
+    m.submit(spec(1, 320, 2), 1.0).unwrap();
+    let (steps, _) = run(&mut m, 1.0);
+    assert_eq!(steps[0].iter().map(|p| p.cached).collect::<Vec<_>>(), [320, 304]);
+    assert_eq!((m.stats().cache_queries, m.stats().cache_hits), (1040, 624));
+}
+
+#[test]
+fn a_prefix_is_usable_only_once_computed() {
+    let mut m = Model::new(options(1000));
+    m.submit(spec(1, 320, 2), 0.0).unwrap();
+    m.submit(spec(1, 320, 2), 0.0).unwrap();
+    let (steps, _) = run(&mut m, 0.0);
+    assert!(steps[0].iter().all(|p| p.cached == 0));
+    assert_eq!(m.cache().named(), 20);
+}
+
+#[test]
+fn sequences_share_steps() {
+    let mut m = Model::new(options(1000));
+    for f in 0..4 {
+        m.submit(spec(f, 64, 8), 0.0).unwrap();
+    }
+    let (steps, _) = run(&mut m, 0.0);
+    assert_eq!(steps.len(), 8);
+    assert!(steps.iter().all(|s| s.len() == 4));
+}
+
+#[test]
+fn admission_is_first_come_first_served_and_waits_for_room() {
+    let mut m = Model::new(options(10));
+    let big = m.submit(spec(1, 100, 28), 0.0).unwrap();
+    let next = m.submit(spec(2, 100, 28), 0.0).unwrap();
+    let small = m.submit(spec(3, 16, 8), 0.0).unwrap();
+    m.begin_step(0.0);
+    assert_eq!((m.running(), m.waiting(), m.cache().used()), (1, 2, 8));
+    let mut out = Vec::new();
+    m.end_step(0.1, &mut out);
+    assert_eq!(out[0].id, big);
+    let (steps, _) = run(&mut m, 0.1);
+    let order: Vec<SeqId> = steps.iter().flatten().filter(|p| p.finished).map(|p| p.id).collect();
+    assert_eq!(order, [big, small, next]);
+}
+
+#[test]
+fn refusals_name_their_reason() {
+    let mut m = Model::new(ModelOptions { max_waiting: 1, ..options(10) });
+    assert_eq!(m.submit(spec(1, 200, 10), 0.0), Err(Refused::TooLarge { needed: 14, capacity: 10 }));
+    m.submit(spec(1, 16, 1), 0.0).unwrap();
+    assert_eq!(m.submit(spec(1, 16, 1), 0.0), Err(Refused::QueueFull { waiting: 1 }));
+}
+
+#[test]
+fn an_abort_frees_everything_at_once() {
+    let mut m = Model::new(options(1000));
+    let a = m.submit(spec(1, 1600, 100), 0.0).unwrap();
+    let b = m.submit(spec(2, 1600, 100), 0.0).unwrap();
+    m.begin_step(0.0);
+    assert!(m.abort(a));
+    assert!(m.abort(b));
+    assert!(!m.abort(a));
+    m.end_step(0.1, &mut Vec::new());
+    assert_eq!((m.running(), m.waiting(), m.cache().used(), m.cache().named()), (0, 0, 0, 0));
+    assert_eq!(m.begin_step(0.1), None);
+}
+
+#[test]
+fn work_without_output_ends_with_its_prompt() {
+    let mut m = Model::new(options(1000));
+    let id = m.submit(spec(1, 64, 0), 0.0).unwrap();
+    let (steps, _) = run(&mut m, 0.0);
+    assert_eq!(steps, [vec![Progress { id, emitted: 0, cached: 0, finished: true }]]);
+}
+
+#[test]
+fn at_most_max_running_run() {
+    let mut o = options(100_000);
+    o.profile.max_running = 3;
+    let mut m = Model::new(o);
+    for f in 0..5 {
+        m.submit(spec(f, 16, 4), 0.0).unwrap();
+    }
+    m.begin_step(0.0);
+    assert_eq!((m.running(), m.waiting()), (3, 2));
+}
