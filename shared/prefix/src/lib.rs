@@ -1,1 +1,102 @@
-//! The radix-tree prefix index: one writer, lock-free readers.
+//! The radix-tree prefix index: which target holds which blocks, for one writer and any number of readers.
+//!
+//! # Storage
+//!
+//! A *block* is a chained hash: equal hashes mean equal prefixes. The tree is path-compressed: a *run* is a stretch of
+//! up to [`MAX_RUN`] consecutive blocks, named by the hash of its first block. Because a hash stands for a whole
+//! prefix, no run keeps a map of its children: one open-addressing table over all runs finds the next one with one
+//! probe. A reader sees a run as one 64-byte cell with an array of block hashes and the run's *holders*: target slot
+//! and number of leading blocks of the run that the target holds. A removal from the tail of a run is thus one atomic
+//! store. What a target holds of a run behind a hole is kept by the writer alone; readers do not need it, since a
+//! lookup counts leading blocks.
+//!
+//! The writer also keeps, out of the readers' sight: parents and children, the order of last use of all runs, and for
+//! each slot a list of what it holds in order of last use, so that clearing or dropping a target costs time
+//! proportional to what it holds.
+//!
+//! Runs change shape only by operations, and only by rules that look at the runs themselves (never at times or
+//! memory), so that two indexes which have applied the same operations have the same runs under the same names, also
+//! when one of them started from a snapshot of the other:
+//! - a path that leaves a run in its middle splits it (or cuts it short, where nobody holds the rest);
+//! - blocks behind a run without children extend it, up to [`MAX_RUN`]; otherwise they become a child;
+//! - a run without holders and children is unlinked, and its parent looked at next;
+//! - a run without children, of which at least half at the end is held by nobody, is cut to what is held.
+//!
+//! # Concurrency
+//!
+//! One [`Writer`]; any number of [`Reader`]s, which take a crossbeam-epoch pin for one lookup and never wait.
+//!
+//! | operation | touches, in order | what a reader may see meanwhile |
+//! |---|---|---|
+//! | place | new runs (without holders), then the target's lead in every run from the root down | a shorter leading part |
+//! | extend a run | words behind its end, or a longer copy; then its length | the old length |
+//! | split | cell and table slot of the rest; cell of the front; table slot of the front | the old run, whole, as it was at the split |
+//! | remove, clear, drop | the target's lead in each run | each run before or after |
+//! | cut, unlink | the table slot | the old run, as it was |
+//! | table growth | a new table, then one pointer | the old table, until the next probe |
+//!
+//! So for every target the depth that a lookup answers is one that was true at some moment between the call's start
+//! and end: places go from the root down, lookups too, and the content of an unlinked run is frozen. Depths of
+//! different targets may be of different moments. A target whose holdings nobody touches is always seen in full,
+//! whatever happens to the shape of the tree around it.
+//!
+//! # Reclamation
+//!
+//! Replaced arrays and cells go to a graveyard; [`Writer::collect`] (also called by the writer itself whenever enough
+//! has gathered) starts a grace period for them and frees those whose period has passed. Readers never free. Only
+//! when the writer is dropped while readers still look is the remaining garbage left to crossbeam's collector.
+//!
+//! Memory is bounded by [`Config::max_bytes`], everything counted: cells, hashes, holders, table, records, garbage. At
+//! the bound the truth refuses to grow (`place` marks only what is there already; counted) until
+//! [`Writer::evict_to_budget`] has made room; a replica answers [`ApplyError::Full`], for only the truth evicts.
+//!
+//! # Not supported
+//!
+//! Several writers; merging runs after churn; sets of holders in less than 8 bytes a holder (a lookup looks at each
+//! holder of the runs it passes); giving back cells and records, which are kept for reuse until the index is dropped;
+//! paths whose hashes are not chained (they do no harm, but lookups of them mean nothing).
+
+mod cells;
+mod hits;
+mod reader;
+pub mod reference;
+mod stretch;
+mod sync;
+mod table;
+mod words;
+mod writer;
+
+pub use fairlead_wire::{Slot, TargetId};
+pub use hits::{Hits, MAX_TARGETS};
+pub use reader::{Reader, Stats};
+pub use writer::{ApplyError, BindError, Runs, Writer};
+
+/// Longest run, blocks.
+pub const MAX_RUN: usize = 4096;
+
+/// Bounds of an index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Memory, everything counted, bytes. Less than [`Config::MIN_BYTES`] counts as that.
+    pub max_bytes: usize,
+    /// Slots, at most [`MAX_TARGETS`].
+    pub max_targets: usize,
+}
+
+impl Config {
+    /// Least memory with which an index works.
+    pub const MIN_BYTES: usize = 512 << 10;
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { max_bytes: 256 << 20, max_targets: MAX_TARGETS }
+    }
+}
+
+/// An empty index.
+pub fn new(config: Config) -> (Writer, Reader) {
+    let writer = Writer::new(config);
+    let reader = writer.reader();
+    (writer, reader)
+}

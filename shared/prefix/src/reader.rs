@@ -1,0 +1,140 @@
+//! Lookups.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64 as Counter, Ordering as CounterOrdering};
+
+use crate::cells::{Cell, Cells, Holder};
+use crate::hits::Hits;
+use crate::sync::{AtomicU64, Guard, Ordering, Pins};
+use crate::table;
+use crate::words::AtomicWords;
+
+/// What the writer and all readers share.
+pub(crate) struct Shared {
+    pub(crate) pins: Pins,
+    pub(crate) table: AtomicWords,
+    pub(crate) cells: Cells,
+    pub(crate) stats: SharedStats,
+}
+
+/// Counters published by the writer, each by itself.
+#[derive(Default)]
+pub(crate) struct SharedStats {
+    pub(crate) blocks: Counter,
+    pub(crate) runs: Counter,
+    pub(crate) bytes: Counter,
+    pub(crate) targets: Counter,
+    pub(crate) held_blocks: Counter,
+    pub(crate) retired_bytes: Counter,
+    pub(crate) ignored: Counter,
+    pub(crate) refused: Counter,
+}
+
+/// Size of an index and what it had to leave out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Distinct blocks.
+    pub blocks: u64,
+    /// Runs (nodes of the tree).
+    pub runs: u64,
+    /// Memory in use, everything counted, bytes.
+    pub bytes: u64,
+    /// Targets that hold something.
+    pub targets: u64,
+    /// Pairs of target and block.
+    pub held_blocks: u64,
+    /// Part of `bytes` that waits for readers to pass.
+    pub retired_bytes: u64,
+    /// Operations ignored because they spoke of a tenant that the slot does not have.
+    pub ignored: u64,
+    /// Placements cut short: no room within the budget, or a hash that stands elsewhere in the tree.
+    pub refused: u64,
+}
+
+impl Shared {
+    pub(crate) fn stats(&self) -> Stats {
+        let load = |counter: &Counter| counter.load(CounterOrdering::Relaxed);
+        Stats {
+            blocks: load(&self.stats.blocks),
+            runs: load(&self.stats.runs),
+            bytes: load(&self.stats.bytes),
+            targets: load(&self.stats.targets),
+            held_blocks: load(&self.stats.held_blocks),
+            retired_bytes: load(&self.stats.retired_bytes),
+            ignored: load(&self.stats.ignored),
+            refused: load(&self.stats.refused),
+        }
+    }
+
+    /// The run whose first block is `head`. The table is loaded anew for every probe, so that a run found in it was
+    /// live no earlier than the run looked at before it.
+    #[inline]
+    pub(crate) fn find<'g>(&'g self, head: u64, guard: &'g Guard) -> Option<(u32, &'g Cell)> {
+        let mut hit = None;
+        let found = table::probe(self.table.get(guard), head, |number| {
+            hit = self.cells.get(number).filter(|cell| cell.head(guard) == head);
+            hit.is_some()
+        })?;
+        hit.map(|cell| (found.cell, cell))
+    }
+}
+
+/// Number of leading elements in which a run and a path agree. Equal chained hashes mean equal prefixes, so
+/// agreement is monotone: the last element first, else bisect.
+#[inline]
+pub(crate) fn matched(run: &[AtomicU64], path: &[u64]) -> usize {
+    let most = run.len().min(path.len());
+    let agrees = |at: usize| run[at].load(Ordering::Relaxed) == path[at];
+    if most == 0 || agrees(most - 1) {
+        return most;
+    }
+    let (mut low, mut high) = (0, most - 1);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if agrees(middle) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    low
+}
+
+/// Lock-free access to an index for any number of threads.
+#[derive(Clone)]
+pub struct Reader {
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl Reader {
+    /// Fills `hits` (cleared first) with the leading blocks of `path` that each target holds.
+    ///
+    /// Takes a pin for its own duration, never waits, never frees, never allocates. Its answer for each target is
+    /// one that was true at some moment during the call; see the crate's documentation.
+    pub fn lookup(&self, path: &[u64], hits: &mut Hits) {
+        hits.clear();
+        let guard = self.shared.pins.pin();
+        let mut offset = 0;
+        while offset < path.len() {
+            let Some((_, cell)) = self.shared.find(path[offset], &guard) else { break };
+            let run = cell.run(&guard);
+            let common = matched(run, &path[offset..]);
+            let mut anyone_on = false;
+            let (near, far) = cell.holders(&guard);
+            for word in near.iter().chain(far) {
+                let Some(holder) = Holder::unpack(word.load(Ordering::Acquire)) else { continue };
+                let gain = usize::from(holder.lead).min(common);
+                anyone_on |= hits.advance(holder.slot, offset as u32, gain as u32) && gain == run.len();
+            }
+            if common < run.len() || !anyone_on {
+                break;
+            }
+            offset += common;
+        }
+    }
+
+    /// Size of the index.
+    pub fn stats(&self) -> Stats {
+        self.shared.stats()
+    }
+}
