@@ -28,9 +28,18 @@ impl Budget {
         u32::try_from(bytes).unwrap_or(u32::MAX).clamp(1, self.total)
     }
 
-    /// `None` when the budget is used up.
+    /// `None` when the budget is used up. The last bytes of a budget admit a frame of any size, so that
+    /// [`Budget::has_room`] means that one more is taken; the bound is exceeded by one frame at most.
     pub(crate) fn try_take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
-        self.bytes.clone().try_acquire_many_owned(self.claim(bytes)).ok()
+        let free = u32::try_from(self.bytes.available_permits()).unwrap_or(u32::MAX);
+        if free == 0 {
+            return None;
+        }
+        self.bytes.clone().try_acquire_many_owned(self.claim(bytes).min(free)).ok()
+    }
+
+    pub(crate) fn has_room(&self) -> bool {
+        self.bytes.available_permits() > 0
     }
 
     /// Waits for room. `None` cannot occur while the budget exists.

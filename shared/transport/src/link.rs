@@ -1,6 +1,7 @@
 //! A link: one authenticated connection, its lanes, and the tasks that move frames between them and the caller.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -8,7 +9,7 @@ use fairlead_wire::frame::{Frame, Stamp, encode};
 use fairlead_wire::limits::MAX_TEXT;
 use fairlead_wire::msg::{Refuse, RefuseCode};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, watch};
 
 use crate::codec::Budget;
 use crate::error::{LinkError, SendError, close_code};
@@ -92,6 +93,9 @@ pub(crate) struct Shared {
     end: OnceLock<LinkError>,
     /// Tells the control lane's writer to end the link.
     farewell: watch::Sender<Option<Farewell>>,
+    /// Lanes whose sender waits for room.
+    wanted: [AtomicBool; 4],
+    room: OnceLock<Arc<Notify>>,
 }
 
 /// How a link is to be ended.
@@ -107,6 +111,15 @@ impl Shared {
     pub(crate) fn sent(&self, bytes: usize) {
         self.counters.frames_sent.fetch_add(1, Relaxed);
         self.counters.bytes_sent.fetch_add(bytes as u64, Relaxed);
+    }
+
+    /// A frame has left a lane's queue.
+    pub(crate) fn made_room(&self, lane: Lane) {
+        if self.wanted[lane.tag() as usize].swap(false, SeqCst)
+            && let Some(room) = self.room.get()
+        {
+            room.notify_one();
+        }
     }
 
     pub(crate) fn received(&self, bytes: usize) {
@@ -163,12 +176,18 @@ pub(crate) struct Queued {
     pub(crate) bytes: Bytes,
     /// End the lane's stream after this; the next frame opens another.
     pub(crate) end: bool,
-    _room: OwnedSemaphorePermit,
+    pub(crate) room: OwnedSemaphorePermit,
 }
 
 struct Queue {
     frames: mpsc::Sender<Queued>,
     room: Budget,
+}
+
+impl Queue {
+    fn has_room(&self) -> bool {
+        self.frames.capacity() > 0 && self.room.has_room()
+    }
 }
 
 /// Sends frames; cheap to clone. The link outlives its senders and ends with its [`LinkReceiver`].
@@ -199,7 +218,7 @@ impl LinkSender {
         let Some(room) = queue.room.try_take(bytes.len()) else {
             return Err(if self.is_closed() { SendError::Closed(bytes) } else { SendError::Full(bytes) });
         };
-        queue.frames.try_send(Queued { bytes, end, _room: room }).map_err(|error| match error {
+        queue.frames.try_send(Queued { bytes, end, room }).map_err(|error| match error {
             mpsc::error::TrySendError::Full(back) => SendError::Full(back.bytes),
             mpsc::error::TrySendError::Closed(back) => SendError::Closed(back.bytes),
         })
@@ -211,7 +230,7 @@ impl LinkSender {
         let ended = self.shared.connection.closed();
         let queued = async {
             let room = queue.room.take(bytes.len()).await?;
-            queue.frames.send(Queued { bytes, end: false, _room: room }).await.ok()
+            queue.frames.send(Queued { bytes, end: false, room }).await.ok()
         };
         tokio::select! {
             biased;
@@ -220,9 +239,23 @@ impl LinkSender {
         }
     }
 
-    /// Frames that still fit into a lane's queue.
-    pub fn room(&self, lane: Lane) -> usize {
-        self.lanes[lane.tag() as usize].frames.capacity()
+    /// Whether a lane takes another frame now: the next [`LinkSender::try_send`] of a single sender then succeeds on
+    /// a link that has not ended. After a `false`, the signal given to [`LinkSender::signal_room`] tells when to ask
+    /// again.
+    pub fn has_room(&self, lane: Lane) -> bool {
+        let queue = &self.lanes[lane.tag() as usize];
+        if queue.has_room() {
+            return true;
+        }
+        // Marked before the second look: a writer that makes room after it sees the mark.
+        self.shared.wanted[lane.tag() as usize].store(true, SeqCst);
+        queue.has_room()
+    }
+
+    /// Notifies `signal` whenever a lane that [`LinkSender::has_room`] found full has room again. One signal serves
+    /// any number of links; the first one set for a link stays.
+    pub fn signal_room(&self, signal: Arc<Notify>) {
+        let _ = self.shared.room.set(signal);
     }
 
     /// Whether the link has ended.
@@ -337,6 +370,8 @@ impl Link {
             counters: Counters::default(),
             end: OnceLock::new(),
             farewell,
+            wanted: Default::default(),
+            room: OnceLock::new(),
         });
         let queue = || {
             let (frames, queued) = mpsc::channel(options.send_frames.max(1));

@@ -35,7 +35,7 @@ pub(crate) async fn control(
                         _ = &mut closed => return,
                     }
                 };
-                let mut written = pin!(write(&shared, &mut stream, queued));
+                let mut written = pin!(write(&shared, Lane::Control, &mut stream, queued));
                 let farewell = tokio::select! {
                     biased;
                     written = &mut written => if written { None } else { return },
@@ -59,7 +59,7 @@ pub(crate) async fn control(
             }
             None => {
                 while let Ok(queued) = queue.try_recv() {
-                    if !write(&shared, &mut stream, queued).await {
+                    if !write(&shared, Lane::Control, &mut stream, queued).await {
                         return;
                     }
                 }
@@ -99,7 +99,7 @@ pub(crate) async fn lane(shared: Arc<Shared>, lane: Lane, mut queue: mpsc::Recei
                 None => return,
             },
         };
-        if !write(&shared, out, queued).await {
+        if !write(&shared, lane, out, queued).await {
             return;
         }
         if end && let Some(mut stream) = stream.take() {
@@ -116,9 +116,12 @@ async fn open(shared: &Shared, lane: Lane) -> Option<SendStream> {
 }
 
 /// Whether the stream can go on.
-async fn write(shared: &Shared, stream: &mut SendStream, queued: Queued) -> bool {
+async fn write(shared: &Shared, lane: Lane, stream: &mut SendStream, queued: Queued) -> bool {
     let length = queued.bytes.len();
-    match stream.write_chunk(queued.bytes).await {
+    let written = stream.write_chunk(queued.bytes).await;
+    drop(queued.room);
+    shared.made_room(lane);
+    match written {
         Ok(()) => {
             shared.sent(length);
             true
@@ -148,6 +151,8 @@ pub(crate) async fn datagrams(shared: Arc<Shared>, mut queue: mpsc::Receiver<Que
             if shared.connection.send_datagram(queued.bytes).is_ok() {
                 shared.sent(length);
             }
+            drop(queued.room);
+            shared.made_room(Lane::Load);
             continue;
         }
         let out = match &mut stream {
@@ -157,7 +162,7 @@ pub(crate) async fn datagrams(shared: Arc<Shared>, mut queue: mpsc::Receiver<Que
                 None => return,
             },
         };
-        if !write(&shared, out, queued).await {
+        if !write(&shared, Lane::Load, out, queued).await {
             return;
         }
     }
