@@ -125,6 +125,13 @@ pub(crate) fn has_control(bytes: &[u8]) -> bool {
 const LOW: u64 = 0x0101_0101_0101_0101;
 const HIGH: u64 = 0x8080_8080_8080_8080;
 
+/// The position of the first backslash in eight bytes; 8 if there is none.
+#[inline]
+pub(crate) fn backslash(word: [u8; 8]) -> usize {
+    let slash = u64::from_le_bytes(word) ^ (LOW * b'\\' as u64);
+    ((slash.wrapping_sub(LOW) & !slash & HIGH).trailing_zeros() / 8) as usize
+}
+
 /// Marks, with its high bit, each byte that is a quote, a backslash or a control character. Bits above the lowest
 /// one set may be wrong (a borrow runs upwards); the lowest is exact, and only that is used.
 #[inline]
@@ -142,17 +149,18 @@ pub(crate) struct Cursor<'b> {
     pub body: &'b [u8],
     pub at: usize,
     controls: bool,
+    checked: bool,
 }
 
 impl<'b> Cursor<'b> {
     /// A cursor that checks everything but UTF-8.
     pub fn new(body: &'b [u8]) -> Self {
-        Self { body, at: 0, controls: has_control(body) }
+        Self { body, at: 0, controls: has_control(body), checked: false }
     }
 
-    /// A cursor over a body that was checked before. It may accept control characters, and is otherwise as strict.
+    /// A cursor over a body that was checked before: it only looks for the ends of strings, not at what they hold.
     pub fn checked(body: &'b [u8], at: usize) -> Self {
-        Self { body, at, controls: false }
+        Self { body, at, controls: false, checked: true }
     }
 
     #[inline]
@@ -204,6 +212,9 @@ impl<'b> Cursor<'b> {
         let start = self.at + 1;
         let mut at = start;
         let mut escaped = false;
+        if self.checked {
+            return self.checked_string(start);
+        }
         loop {
             at = self.stop_from(at)?;
             match self.body.get(at) {
@@ -213,12 +224,35 @@ impl<'b> Cursor<'b> {
                 }
                 Some(b'\\') => {
                     escaped = true;
-                    match escape(self.body, at) {
-                        Ok((_, length)) => at += length,
-                        Err(what) => return Err(Fault { at, what }),
+                    match self.body.get(at + 1) {
+                        Some(b'n' | b'"' | b'\\' | b'/' | b't' | b'r' | b'b' | b'f') => at += 2,
+                        _ => match escape(self.body, at) {
+                            Ok((_, length)) => at += length,
+                            Err(what) => return Err(Fault { at, what }),
+                        },
                     }
                 }
                 _ => return Err(Fault { at, what: What::Control }),
+            }
+        }
+    }
+
+    /// Finds the end of a string that is known to be well-formed: the first quote after an even number of backslashes.
+    #[inline]
+    fn checked_string(&mut self, start: usize) -> Parsed<Text> {
+        let mut at = start;
+        loop {
+            let rest = self.body.get(at..).unwrap_or_default();
+            let Some(quote) = memchr(b'"', rest) else {
+                return Err(Fault { at: self.body.len(), what: What::End });
+            };
+            at += quote + 1;
+            let bytes = &self.body[start..at - 1];
+            let slashes = bytes.iter().rev().take_while(|&&byte| byte == b'\\').count();
+            if slashes % 2 == 0 {
+                self.at = at;
+                let escaped = memchr(b'\\', bytes).is_some();
+                return Ok(Text { span: Span { start, end: at - 1 }, escaped });
             }
         }
     }
@@ -512,7 +546,7 @@ pub(crate) fn decode<'b>(body: &'b [u8], text: Text) -> Cow<'b, str> {
 
 /// Decodes the escape whose backslash is at `at`: its character and its length in bytes.
 #[inline]
-fn escape(bytes: &[u8], at: usize) -> Result<(char, usize), What> {
+pub(crate) fn escape(bytes: &[u8], at: usize) -> Result<(char, usize), What> {
     let plain = match bytes.get(at + 1) {
         Some(b'n') => '\n',
         Some(b'"') => '"',

@@ -28,6 +28,3 @@ pub use models::{ModelCard, model_body, models_body};
 pub use scan::{Prompt, Scan, ScanError, scan, validate};
 pub use sse::SseWatch;
 pub use usage::{Usage, UsageWatch, usage_of_json};
-
-#[cfg(test)]
-mod tests;

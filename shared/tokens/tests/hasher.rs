@@ -15,7 +15,7 @@ fn chain(block: u32, pieces: &[&[u8]]) -> (Vec<u64>, u64) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
 
     #[test]
     fn pieces_do_not_matter(

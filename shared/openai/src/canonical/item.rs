@@ -10,7 +10,8 @@ use crate::json::{Cursor, Key, Kind, Parsed, Text, decode};
 /// Members of a part that are sorted; further ones are left out of the prompt's identity.
 const MAX_REST: usize = 16;
 
-/// A text block that one coding agent puts before the system prompt and changes with every request; engines drop it.
+/// A text block that one coding agent puts before the system prompt and changes with every request. It says nothing to
+/// the model, and would hide that the rest is the same.
 const BILLING: &[u8] = b"x-anthropic-billing-header";
 
 /// Where a member's value lies. A string keeps its end, so that it is not searched twice.
