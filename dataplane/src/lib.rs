@@ -1,4 +1,25 @@
-//! The gateway: runtime, HTTP/1.1 relay, shards.
+//! The gateway's data plane: runtime, HTTP/1.1 relay, shards.
+//!
+//! [`start`] takes [`GatewayOptions`] and the fleet view, and runs one thread per shard. Each shard has its own
+//! runtime, listener, upstream pools and timers, and serves a connection from accept to close:
+//!
+//! ```text
+//! accept ─▶ head ─▶ body ─▶ scan, hash ─▶ plan, reserve ─▶ send to the engine ─▶ relay the answer ─▶ learn
+//! ```
+//!
+//! Whoever writes the [`Fleet`](fairlead_routing::Fleet) (the control thread, or an embedding program) shares
+//! [`Shared`] with the shards: placements come out of it, readiness and the cluster's seed go in.
 
+mod gateway;
 pub mod http;
+mod instances;
+mod options;
 pub mod runtime;
+mod shard;
+mod shared;
+
+pub use gateway::{Gateway, StartError, start, start_with};
+pub use instances::{StaticInstance, static_fleet};
+pub use options::{GatewayOptions, Limits, RetryOptions, Timeouts};
+pub use shard::{Gauge, Inbox, PlacementNote, Share, readiness};
+pub use shared::Shared;

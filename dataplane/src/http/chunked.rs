@@ -67,6 +67,11 @@ impl ChunkedDecoder {
         self.state == State::Done
     }
 
+    /// The last chunk is complete and nothing of the next one's size line was seen.
+    pub fn at_chunk_start(&self) -> bool {
+        self.state == State::Size && self.digits == 0
+    }
+
     /// Looks at the next bytes; returns at the first stretch of payload, at the end of the body, or when all bytes are
     /// consumed.
     pub fn step(&mut self, buf: &[u8]) -> Result<Step, BodyError> {

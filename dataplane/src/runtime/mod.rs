@@ -11,6 +11,7 @@
 mod driver;
 mod gather;
 mod net;
+mod resolve;
 mod socket;
 pub mod sys;
 mod time;
@@ -18,6 +19,7 @@ mod wake;
 
 pub use driver::{ActiveDriver, Driver, Executor, UnknownDriver};
 pub use net::{Listener, bind_shared, connect};
+pub use resolve::resolve;
 pub use socket::Socket;
 pub use sys::{Direction, Peer};
 pub use time::{Either, either, now_us, sleep, within};

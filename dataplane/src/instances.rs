@@ -1,0 +1,57 @@
+//! Instances known from configuration, without a scheduler.
+
+use std::sync::Arc;
+
+use fairlead_routing::{Fleet, TargetEntry};
+use fairlead_wire::TargetId;
+use fairlead_wire::msg::{EngineKind, InstanceInfo, ModelInfo, ServingRole};
+
+/// An instance named in the configuration.
+#[derive(Debug, Clone)]
+pub struct StaticInstance {
+    /// Unique name.
+    pub name: String,
+    /// `host:port` of its HTTP server.
+    pub address: String,
+    /// Models that it serves.
+    pub models: Vec<String>,
+}
+
+impl StaticInstance {
+    /// Table entry number `slot` for this instance, ready to be picked, with fresh counters.
+    pub fn entry(&self, slot: u16) -> Arc<TargetEntry> {
+        let host = self.address.rsplit_once(':').map_or(self.address.as_str(), |(host, _)| host);
+        let models = self
+            .models
+            .iter()
+            .map(|name| ModelInfo { name: name.clone(), max_model_len: None, parent: None })
+            .collect();
+        let info = InstanceInfo {
+            name: self.name.clone(),
+            address: self.address.clone(),
+            host: host.to_owned(),
+            incarnation: 1,
+            engine: EngineKind::Generic,
+            engine_version: String::new(),
+            models,
+            role: ServingRole::Both,
+            dp_ranks: 1,
+            block_size: None,
+            kv_blocks: None,
+            max_num_seqs: None,
+            labels: Vec::new(),
+        };
+        Arc::new(TargetEntry::new(TargetId::new(slot, 1), Arc::new(info), 0, true, Arc::default()))
+    }
+}
+
+/// A fleet of instances that are always ready, whose prefix knowledge stays empty: for tests, and for gateways that
+/// only balance load.
+pub fn static_fleet(instances: &[StaticInstance]) -> Arc<Fleet> {
+    let config = || fairlead_prefix::Config { max_bytes: 1 << 20, max_targets: 4096 };
+    let (_, index) = fairlead_prefix::new(config());
+    let (_, overlay) = fairlead_prefix::new(config());
+    let fleet = Fleet::new([index, overlay]);
+    fleet.publish((0u16..).zip(instances).map(|(slot, instance)| Some(instance.entry(slot))).collect());
+    Arc::new(fleet)
+}

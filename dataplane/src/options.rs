@@ -1,0 +1,153 @@
+//! What a gateway's data plane is told at start.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use fairlead_routing::PolicyName;
+
+use crate::http::HeadLimits;
+use crate::runtime::Driver;
+
+/// Settings of the data plane. Every limit has a defined behaviour at the limit, named at the field.
+#[derive(Debug, Clone)]
+pub struct GatewayOptions {
+    /// Address of the traffic port; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Shard threads; 0 takes all processors the process may use, less one from four up.
+    pub shards: usize,
+    /// Pin each shard to a processor of its own. Shards beyond the number of processors are not pinned.
+    pub pin: bool,
+    /// Driver of the shards.
+    pub driver: Driver,
+    /// Prefix of every path, removed before routing; empty for none.
+    pub base_path: String,
+    /// Policy of the routing decision.
+    pub policy: PolicyName,
+    /// Secret of the cluster that enters every block hash; the scheduler tells it to its gateways.
+    pub cluster_seed: u64,
+    /// Bytes of canonical prompt in a block.
+    pub block_bytes: u32,
+    /// Blocks of a prompt that are hashed; the rest of a longer prompt is routed by this prefix.
+    pub max_blocks: u32,
+    /// Let members that steer engines (`kv_transfer_params` and the like) pass instead of answering 400.
+    pub allow_steering: bool,
+    /// Limits on what clients may send and hold.
+    pub limits: Limits,
+    /// Deadlines.
+    pub timeouts: Timeouts,
+    /// Retries.
+    pub retry: RetryOptions,
+    /// Seed of everything drawn at random; 0 takes one from the operating system.
+    pub seed: u64,
+}
+
+impl Default for GatewayOptions {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0),
+            shards: 0,
+            pin: true,
+            driver: Driver::Auto,
+            base_path: String::new(),
+            policy: PolicyName::default(),
+            cluster_seed: 0,
+            block_bytes: fairlead_tokens::DEFAULT_BLOCK_BYTES,
+            max_blocks: fairlead_tokens::DEFAULT_MAX_BLOCKS,
+            allow_steering: false,
+            limits: Limits::default(),
+            timeouts: Timeouts::default(),
+            retry: RetryOptions::default(),
+            seed: 0,
+        }
+    }
+}
+
+/// Limits, all of them for the whole process unless said otherwise.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Of a request head; beyond: 431.
+    pub head: HeadLimits,
+    /// Bytes of one request body; beyond: 413.
+    pub max_body: usize,
+    /// Bytes of request bodies held at one time; beyond: 503 with `Retry-After`.
+    pub body_budget: usize,
+    /// Client connections; beyond: 503 with `Retry-After` and close.
+    pub max_connections: usize,
+    /// Requests forwarded at one time; beyond: 503 with `Retry-After`.
+    pub max_in_flight: usize,
+    /// Idle connections kept to one target by one shard; beyond: the oldest is closed.
+    pub pool_per_target: usize,
+    /// Placements waiting for the control thread, per shard; beyond: the new one is dropped and counted.
+    pub placement_queue: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            head: HeadLimits::default(),
+            max_body: 64 << 20,
+            body_budget: 1 << 30,
+            max_connections: 65_536,
+            max_in_flight: 65_536,
+            pool_per_target: 1024,
+            placement_queue: 4096,
+        }
+    }
+}
+
+/// Deadlines. There is none for an engine's answer: a long prefill is not a failure.
+#[derive(Debug, Clone)]
+pub struct Timeouts {
+    /// From the first byte of a request head (or from the accept) to its end; beyond: 408 and close.
+    pub head: Duration,
+    /// Longest silence while a body is read; a body must also keep up 8 KB/s on average beyond this allowance.
+    /// Beyond: 408 and close.
+    pub body: Duration,
+    /// Longest life of a connection without a request; beyond: close.
+    pub idle: Duration,
+    /// Longest time a client may refuse to take bytes of its answer; beyond: the answer is cut and the upstream
+    /// request cancelled.
+    pub stall: Duration,
+    /// Connecting to a target.
+    pub connect: Duration,
+    /// Longest idle life of a connection to a target. Shorter than the keep-alive of common engines (uvicorn: 5 s),
+    /// so that a connection is rarely reused while the engine closes it.
+    pub pool_idle: Duration,
+    /// How long an answer's head may wait for the first byte of its body. Until the head has gone out, a request can
+    /// still be retried elsewhere.
+    pub head_hold: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            head: Duration::from_secs(10),
+            body: Duration::from_secs(30),
+            idle: Duration::from_secs(75),
+            stall: Duration::from_secs(300),
+            connect: Duration::from_secs(2),
+            pool_idle: Duration::from_secs(2),
+            head_hold: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Retries before the first byte of an answer.
+#[derive(Debug, Clone)]
+pub struct RetryOptions {
+    /// Further targets tried after the first.
+    pub max_retries: u32,
+    /// Pause before the first retry; doubled for each further one, with jitter between half and all of it.
+    pub backoff: Duration,
+    /// Retries allowed per request served, as a share: a fleet that fails altogether is not hit with a multiple of
+    /// its load.
+    pub budget_share: f64,
+    /// Retries per second allowed to each shard whatever the share says.
+    pub budget_floor: u32,
+}
+
+impl Default for RetryOptions {
+    fn default() -> Self {
+        Self { max_retries: 2, backoff: Duration::from_millis(5), budget_share: 0.2, budget_floor: 10 }
+    }
+}

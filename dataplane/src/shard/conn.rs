@@ -1,0 +1,289 @@
+//! One client connection: request after request until somebody has had enough.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use fairlead_openai::ErrorStyle;
+
+use super::answer::{Refusal, Reply};
+use super::budget::Share;
+use super::deadlines::Guard;
+use super::forward::{Client, Incoming, Outcome, forward};
+use super::routes::{self, Route};
+use super::watch::Watch;
+use super::{Shard, intake};
+use crate::http::{Framing, Parsed, RequestHead, Version};
+use crate::runtime::{Direction, Socket, now_us};
+
+/// First buffer of a request: head and body of most requests in one read.
+const FIRST_READ: usize = 16 * 1024;
+/// How long a client may go on sending after it was refused, so that it gets to read why.
+const LINGER: Duration = Duration::from_secs(2);
+/// Bytes thrown away meanwhile.
+const LINGER_BYTES: usize = 64 << 20;
+
+/// A client's connection.
+pub struct Conn {
+    pub(super) shard: Rc<Shard>,
+    pub(super) socket: Socket,
+    pub(super) guard: Guard,
+    pub(super) buf: BytesMut,
+    watch: Watch,
+    head: RequestHead,
+    served: u64,
+}
+
+/// What to do after a step.
+enum Next {
+    /// Wait for the next request.
+    KeepAlive,
+    /// Close; the client has sent all that it is going to send, or does not matter any more.
+    Close,
+    /// Close, but let the client read its answer first although it may still be sending.
+    Linger,
+}
+
+/// What came of waiting for a head.
+enum HeadRead {
+    /// A whole head of this many bytes.
+    Complete(usize),
+    /// Something else than a head.
+    Refuse(Refusal),
+    /// The client is done, or was idle for too long.
+    Close,
+}
+
+/// Serves a connection to its end. `slot` is its share of the connection limit.
+pub async fn serve(shard: Rc<Shard>, socket: Socket, slot: Share) {
+    let guard = shard.deadlines.register(socket.fd());
+    let watch = Watch::new(socket.clone());
+    let mut conn =
+        Conn { shard, socket, guard, buf: BytesMut::new(), watch, head: RequestHead::new(), served: 0 };
+    loop {
+        match conn.next().await {
+            Next::KeepAlive => conn.served += 1,
+            Next::Close => break,
+            Next::Linger => {
+                conn.linger().await;
+                break;
+            }
+        }
+    }
+    drop(slot);
+}
+
+impl Conn {
+    async fn next(&mut self) -> Next {
+        match self.read_head().await {
+            HeadRead::Complete(len) => {
+                // Boxed, so that a connection between requests holds no space for a request under way.
+                Box::pin(self.request(len)).await
+            }
+            HeadRead::Refuse(refusal) => {
+                let reply = self.reply(ErrorStyle::OpenAi, "", false);
+                let mut out = Vec::new();
+                reply.refuse(&refusal, &mut out);
+                self.send(out).await;
+                Next::Linger
+            }
+            HeadRead::Close => Next::Close,
+        }
+    }
+
+    async fn read_head(&mut self) -> HeadRead {
+        self.head.reset();
+        let timeouts = &self.shard.options.timeouts;
+        let (head_time, idle_time) = (timeouts.head, timeouts.idle);
+        if self.buf.is_empty() {
+            // A connection that waits holds no buffer.
+            self.buf = BytesMut::new();
+            if self.shard.shared.is_draining() {
+                return HeadRead::Close;
+            }
+            self.guard.arm_idle(if self.served == 0 { head_time } else { idle_time });
+            self.watch.readable().await;
+            if self.guard.fired() {
+                return HeadRead::Close;
+            }
+        }
+        self.guard.arm_read(head_time);
+        loop {
+            if !self.buf.is_empty() {
+                match self.head.parse(&self.buf, &self.shard.options.limits.head) {
+                    Parsed::Done(len) => {
+                        self.guard.clear();
+                        return HeadRead::Complete(len);
+                    }
+                    Parsed::Bad(reject) => return HeadRead::Refuse(reject.into()),
+                    Parsed::NeedMore => {}
+                }
+            }
+            let wanted = if self.buf.len() < FIRST_READ {
+                FIRST_READ
+            } else {
+                self.shard.options.limits.head.max_bytes
+            };
+            self.buf.reserve(wanted.saturating_sub(self.buf.len()).max(1));
+            let (result, buf) = self.socket.read(std::mem::take(&mut self.buf)).await;
+            self.buf = buf;
+            match result {
+                Ok(count) if count > 0 => {}
+                _ if self.guard.fired() && !self.buf.is_empty() => {
+                    return HeadRead::Refuse(Refusal::new(408, "the request head took too long"));
+                }
+                _ => return HeadRead::Close,
+            }
+        }
+    }
+
+    async fn request(&mut self, head_len: usize) -> Next {
+        let began_us = now_us();
+        let base_path = self.shard.options.base_path.as_str();
+        let path = self.head.route(&self.buf, base_path);
+        let style = routes::error_style(path);
+        let route = routes::classify(self.head.method(), path);
+        let made_id;
+        let request_id = match self.head.request_id(&self.buf) {
+            Some(id) => id.to_owned(),
+            None => {
+                made_id = self.shard.request_ids.borrow_mut().next_id();
+                made_id.as_str().to_owned()
+            }
+        };
+        let head_bytes = self.buf.split_to(head_len).freeze();
+        let api = match route {
+            Route::Forward(api) => api,
+            local => return self.answer_locally(&local, style, &request_id).await,
+        };
+        if let Some(encoding) = self.head.header(&head_bytes, "content-encoding")
+            && !encoding.eq_ignore_ascii_case(b"identity")
+        {
+            let refusal = Refusal::new(415, "compressed request bodies cannot be routed");
+            return self.refuse(&refusal, style, &request_id, true).await;
+        }
+        let framing = self.head.framing();
+        let expects = self.head.expect_continue();
+        let (body, held) = match intake::read_body(self, framing, expects).await {
+            intake::BodyRead::Complete { body, held } => (body, held),
+            intake::BodyRead::Refuse(refusal) => {
+                return self.refuse(&refusal, style, &request_id, true).await;
+            }
+            intake::BodyRead::Close => return Next::Close,
+        };
+        let keep_alive = self.head.keep_alive();
+        let outcome = forward(
+            &self.shard,
+            Client { socket: &self.socket, guard: &self.guard, watch: &mut self.watch },
+            Incoming {
+                api,
+                head: &self.head,
+                head_bytes,
+                body,
+                held,
+                request_id: &request_id,
+                began_us,
+                keep_alive,
+            },
+        )
+        .await;
+        match outcome {
+            Outcome::Answered { keep_alive: true } => Next::KeepAlive,
+            Outcome::Answered { keep_alive: false } => Next::Linger,
+            Outcome::Refuse(refusal) => self.refuse(&refusal, style, &request_id, false).await,
+            Outcome::Close => Next::Close,
+        }
+    }
+
+    /// Answers a route that needs no engine. A body that came with it is skipped if it is here already; otherwise the
+    /// connection ends with the answer.
+    async fn answer_locally(&mut self, route: &Route, style: ErrorStyle, request_id: &str) -> Next {
+        let unread = match self.head.framing() {
+            Framing::None => false,
+            Framing::Length(length) if length <= self.buf.len() as u64 => {
+                self.buf.advance(length as usize);
+                false
+            }
+            _ => true,
+        };
+        let reply = self.reply(style, request_id, !unread);
+        let keep_alive = reply.keep_alive;
+        let mut out = Vec::new();
+        routes::answer(route, &self.shard.shared, &reply, &mut out);
+        if !self.send(out).await {
+            Next::Close
+        } else if keep_alive {
+            Next::KeepAlive
+        } else {
+            Next::Linger
+        }
+    }
+
+    async fn refuse(&mut self, refusal: &Refusal, style: ErrorStyle, request_id: &str, unread: bool) -> Next {
+        let reply = self.reply(style, request_id, !unread);
+        let keep_alive = reply.keep_alive;
+        let mut out = Vec::new();
+        reply.refuse(refusal, &mut out);
+        if !self.send(out).await {
+            Next::Close
+        } else if keep_alive {
+            Next::KeepAlive
+        } else {
+            Next::Linger
+        }
+    }
+
+    fn reply<'a>(&self, style: ErrorStyle, request_id: &'a str, may_keep: bool) -> Reply<'a> {
+        let ended = self.watch.half_closed() || self.guard.fired() || self.shard.shared.is_draining();
+        Reply {
+            version: self.head.version(),
+            head_only: *self.head.method() == http::Method::HEAD,
+            keep_alive: may_keep && !ended && self.head.keep_alive(),
+            style,
+            request_id,
+        }
+    }
+
+    /// Sends an answer of our own, without what a probe has sent of it already. Whether the client took it.
+    async fn send(&mut self, out: Vec<u8>) -> bool {
+        let from = self.watch.take_prefix().min(out.len());
+        let to = out.len();
+        self.guard.arm_write(self.shard.options.timeouts.stall);
+        let (result, _) = self.socket.write_range(out, from, to).await;
+        self.guard.clear();
+        result.is_ok()
+    }
+
+    /// Ends our side and reads on for a while: a close with unread bytes would reset the connection and take the
+    /// answer away from the client.
+    async fn linger(&mut self) {
+        if self.guard.fired() || self.watch.is_gone() {
+            return;
+        }
+        self.socket.shutdown(Direction::Write);
+        self.guard.arm_read(LINGER);
+        let mut thrown = 0;
+        let mut buf = BytesMut::with_capacity(FIRST_READ);
+        while thrown < LINGER_BYTES {
+            buf.clear();
+            let (result, back) = self.socket.read(buf).await;
+            buf = back;
+            match result {
+                Ok(count) if count > 0 => thrown += count,
+                _ => break,
+            }
+        }
+    }
+}
+
+impl Conn {
+    /// Takes `len` bytes from the front of what was read.
+    pub(super) fn take_bytes(&mut self, len: usize) -> Bytes {
+        self.buf.split_to(len).freeze()
+    }
+
+    /// The client's protocol version.
+    pub(super) fn version(&self) -> Version {
+        self.head.version()
+    }
+}

@@ -1,0 +1,138 @@
+//! From a request body to a target: the seam between the relay and the routing crates.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use fairlead_openai::{Api, Scan};
+use fairlead_routing::{NoPlan, Plan, PlanRequest, Scratch, TargetEntry, plan};
+use fairlead_tokens::BlockHasher;
+use fairlead_wire::TargetId;
+
+use super::answer::Refusal;
+use crate::options::GatewayOptions;
+use crate::runtime::now_us;
+use crate::shared::Shared;
+
+/// What the shard told the control thread about one pick.
+#[derive(Debug, Clone)]
+pub struct PlacementNote {
+    /// Target picked.
+    pub target: TargetId,
+    /// Chained block hashes of the prompt, from its first block.
+    pub path: Arc<Vec<u64>>,
+    /// `Some(n)` withdraws the placement: the request never got to the target, which keeps `n` blocks of it.
+    pub keep: Option<u32>,
+}
+
+/// What a decision needs to know of a request, read from its body once.
+#[derive(Debug)]
+pub struct Prompt {
+    /// The API it speaks.
+    pub api: Api,
+    /// Model asked for, as the fleet spells it.
+    pub model: Arc<str>,
+    /// The answer is to come as a stream of events.
+    pub stream: bool,
+    /// Chained hashes of the canonical prompt's whole blocks.
+    pub path: Arc<Vec<u64>>,
+    /// Bytes of the canonical prompt.
+    pub bytes: u64,
+    /// Estimated tokens of the prompt.
+    pub tokens: u32,
+}
+
+/// Most model names listed in an error message.
+const LISTED_MODELS: usize = 50;
+
+/// Scans and hashes a body.
+///
+/// # Errors
+/// The answer for a client whose body cannot be forwarded.
+pub fn read_prompt(
+    body: &[u8],
+    api: Api,
+    shared: &Shared,
+    options: &GatewayOptions,
+) -> Result<Prompt, Refusal> {
+    let scan = fairlead_openai::scan(body, api).map_err(|error| {
+        Refusal::new(400, error.to_string()).code("invalid_json").param_from(&error.place)
+    })?;
+    if let Some(member) = scan.steering
+        && !options.allow_steering
+    {
+        return Err(Refusal::new(400, format!("`{member}` is set by the router and may not be sent"))
+            .code("unsupported_parameter")
+            .param(member));
+    }
+    let table = shared.fleet.table();
+    let entry = match &scan.model {
+        Some(name) => table.model(name).ok_or_else(|| unknown_model(name, &table.model_names()))?,
+        None => table.sole_model().ok_or_else(|| {
+            Refusal::new(400, format!("`model` is required. {}", existing(&table.model_names())))
+                .code("missing_required_parameter")
+                .param("model")
+        })?,
+    };
+    let mut path = Vec::new();
+    let bytes = hash(body, &scan, api, shared, options, &entry.name, &mut path);
+    let tokens = (bytes as f32 / entry.cells.bytes_per_token()).ceil() as u32;
+    Ok(Prompt { api, model: entry.name.clone(), stream: scan.stream, path: Arc::new(path), bytes, tokens })
+}
+
+fn hash(
+    body: &[u8],
+    scan: &Scan<'_>,
+    api: Api,
+    shared: &Shared,
+    options: &GatewayOptions,
+    model: &str,
+    path: &mut Vec<u64>,
+) -> u64 {
+    let seed = shared.cluster_seed.load(Ordering::Relaxed);
+    let salt = scan.cache_salt.as_deref().unwrap_or("");
+    // One allocation of about the right size: a canonical prompt is hardly ever longer than its JSON.
+    path.reserve((body.len() / options.block_bytes.max(1) as usize).min(options.max_blocks as usize));
+    let mut hasher =
+        BlockHasher::new(seed, model, "", salt, options.block_bytes, path).max_blocks(options.max_blocks);
+    fairlead_openai::canonical(body, scan, api, &mut |piece| hasher.update(piece));
+    hasher.finish().bytes
+}
+
+/// Picks and reserves.
+///
+/// # Errors
+/// Why there is no target.
+pub fn pick(
+    prompt: &Prompt,
+    tried: &[Arc<TargetEntry>],
+    shared: &Shared,
+    options: &GatewayOptions,
+    scratch: &mut Scratch,
+) -> Result<Plan, NoPlan> {
+    let request = PlanRequest {
+        model: &prompt.model,
+        path: &prompt.path,
+        prompt_tokens: prompt.tokens,
+        tried,
+        policy: options.policy,
+        now_us: now_us(),
+    };
+    plan(&request, &shared.fleet, scratch)
+}
+
+/// The answer for a model that nobody serves.
+pub fn unknown_model(name: &str, models: &[Arc<str>]) -> Refusal {
+    Refusal::new(404, format!("The model `{name}` does not exist. {}", existing(models)))
+        .code("model_not_found")
+        .param("model")
+}
+
+fn existing(models: &[Arc<str>]) -> String {
+    if models.is_empty() {
+        return "No models are available.".to_owned();
+    }
+    let listed: Vec<&str> = models.iter().take(LISTED_MODELS).map(|name| &**name).collect();
+    let more = models.len().saturating_sub(LISTED_MODELS);
+    let tail = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("Models that exist: {}{tail}.", listed.join(", "))
+}

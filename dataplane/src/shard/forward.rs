@@ -1,0 +1,401 @@
+//! One request through to an engine: decide, try, retry, relay, learn.
+
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use fairlead_openai::Api;
+use fairlead_routing::{NoPlan, Plan, TargetEntry};
+
+use super::answer::Refusal;
+use super::budget::Share;
+use super::deadlines::Guard;
+use super::decide::{PlacementNote, Prompt, pick, read_prompt};
+use super::relay::{ClientSide, Ended, Observer, Stream};
+use super::upstream::{
+    Cause, Exchanged, Outgoing, READ_SMALL, Reads, Upstream, Waited, acquire, exchange, unless_gone,
+};
+use super::watch::Watch;
+use super::{Shard, observe};
+use crate::http::{
+    BodyReader, ClientHead, OutgoingBody, RequestHead, RequestIdRule, ResponseHead, UpstreamHead,
+};
+use crate::runtime::{Direction, Socket, now_us, sleep};
+
+/// A request that was read completely.
+pub struct Incoming<'a> {
+    /// Its API.
+    pub api: Api,
+    /// Its parsed head.
+    pub head: &'a RequestHead,
+    /// The bytes that `head` refers to.
+    pub head_bytes: Bytes,
+    /// Its body.
+    pub body: Bytes,
+    /// What the body draws of the process's budget.
+    pub held: Option<Share>,
+    /// Its id: the client's or ours.
+    pub request_id: &'a str,
+    /// When its first byte arrived.
+    pub began_us: u64,
+    /// Whether the client's connection may be kept.
+    pub keep_alive: bool,
+}
+
+/// The client's end.
+pub struct Client<'a> {
+    /// Connection.
+    pub socket: &'a Socket,
+    /// Deadline.
+    pub guard: &'a Guard,
+    /// Watch.
+    pub watch: &'a mut Watch,
+}
+
+/// What is left to do for the connection.
+pub enum Outcome {
+    /// The answer went out; whether the connection may be kept.
+    Answered {
+        /// See above.
+        keep_alive: bool,
+    },
+    /// Nothing went out yet: this is the answer.
+    Refuse(Refusal),
+    /// The client is gone, or was told of the failure by an incomplete answer.
+    Close,
+}
+
+/// Serves one request.
+pub async fn forward(shard: &Rc<Shard>, client: Client<'_>, request: Incoming<'_>) -> Outcome {
+    let Some(_in_flight) = shard.shared.in_flight.take(1) else {
+        return Outcome::Refuse(
+            Refusal::new(503, "too many requests are in flight").code("overloaded").retry_after(1),
+        );
+    };
+    let prompt = match read_prompt(&request.body, request.api, &shard.shared, &shard.options) {
+        Ok(prompt) => prompt,
+        Err(refusal) => return Outcome::Refuse(refusal),
+    };
+    shard.retries.request();
+    Attempts { shard, client, request, prompt, tried: Vec::new() }.run().await
+}
+
+struct Attempts<'a> {
+    shard: &'a Rc<Shard>,
+    client: Client<'a>,
+    request: Incoming<'a>,
+    prompt: Prompt,
+    tried: Vec<Arc<TargetEntry>>,
+}
+
+/// How one attempt ended.
+enum Attempt {
+    Done(Outcome),
+    /// Another target may be tried with this plan, or the request fails for this cause.
+    Failed(Cause),
+    /// The engine is busy and another target was found: go on there.
+    Elsewhere(Box<Plan>),
+}
+
+impl Attempts<'_> {
+    async fn run(mut self) -> Outcome {
+        let mut plan = match self.pick() {
+            Ok(plan) => plan,
+            Err(why) => return Outcome::Refuse(no_plan(why, &self.prompt, None)),
+        };
+        loop {
+            let target = plan.target().clone();
+            let path_kept = plan.cached_blocks;
+            self.place(&target, None);
+            let cause = match self.attempt(plan).await {
+                Attempt::Done(outcome) => return outcome,
+                Attempt::Elsewhere(next) => {
+                    self.place(&target, Some(path_kept));
+                    plan = *next;
+                    observe::retry(self.shard, Cause::Busy);
+                    if let Some(outcome) = self.pause().await {
+                        return outcome;
+                    }
+                    continue;
+                }
+                Attempt::Failed(cause) => cause,
+            };
+            self.place(&target, Some(path_kept));
+            self.note_failure(&target, cause);
+            self.tried.push(target);
+            if !self.may_retry() {
+                return Outcome::Refuse(failed(cause));
+            }
+            plan = match self.pick() {
+                Ok(plan) => plan,
+                Err(why) => return Outcome::Refuse(no_plan(why, &self.prompt, Some(cause))),
+            };
+            observe::retry(self.shard, cause);
+            if let Some(outcome) = self.pause().await {
+                return outcome;
+            }
+        }
+    }
+
+    fn pick(&self) -> Result<Plan, NoPlan> {
+        let shard = self.shard;
+        pick(&self.prompt, &self.tried, &shard.shared, &shard.options, &mut shard.scratch.borrow_mut())
+    }
+
+    /// Tells the control thread that the target gets, or did not get, this prompt.
+    fn place(&self, target: &TargetEntry, keep: Option<u32>) {
+        if !self.prompt.path.is_empty() {
+            self.shard.shared.place(PlacementNote {
+                target: target.id,
+                path: self.prompt.path.clone(),
+                keep,
+            });
+        }
+    }
+
+    fn note_failure(&self, target: &TargetEntry, cause: Cause) {
+        match cause {
+            Cause::Refused | Cause::ConnectTimeout => target.cells.connect_failed(now_us()),
+            // One broken answer or connection is no proof that the next one fails; exhaustion here and overload
+            // there are no fault of the target.
+            Cause::Died | Cause::Broken(_) | Cause::Exhausted | Cause::Busy => {}
+        }
+        tracing::debug!(target = %target.name, cause = cause.as_str(), "attempt failed");
+    }
+
+    /// Whether the number of attempts and the budget allow one more.
+    fn may_retry(&self) -> bool {
+        self.tried.len() <= self.shard.options.retry.max_retries as usize && self.shard.retries.take(now_us())
+    }
+
+    /// Backs off; the outcome if the client leaves meanwhile.
+    async fn pause(&mut self) -> Option<Outcome> {
+        let retries = u32::try_from(self.tried.len()).unwrap_or(u32::MAX).clamp(1, 8);
+        let pause = backoff(self.shard.options.retry.backoff, retries, self.shard.draw());
+        match unless_gone(sleep(pause), self.client.watch).await {
+            Waited::Got(()) => None,
+            Waited::Gone => Some(Outcome::Close),
+        }
+    }
+
+    async fn attempt(&mut self, plan: Plan) -> Attempt {
+        let target = plan.target().clone();
+        let upstream = match self.connect(&target, false).await {
+            Ok(upstream) => upstream,
+            Err(attempt) => return attempt,
+        };
+        let reused = upstream.reused;
+        match self.try_on(upstream, plan).await {
+            Tried::Ended(attempt) => attempt,
+            Tried::Silent(plan, cause) if reused => {
+                // A kept connection that ends without a byte was most likely closed while it was idle.
+                let upstream = match self.connect(&target, true).await {
+                    Ok(upstream) => upstream,
+                    Err(attempt) => return attempt,
+                };
+                match self.try_on(upstream, *plan).await {
+                    Tried::Ended(attempt) => attempt,
+                    Tried::Silent(..) => Attempt::Failed(cause),
+                }
+            }
+            Tried::Silent(_, cause) => Attempt::Failed(cause),
+        }
+    }
+
+    async fn connect(&mut self, target: &TargetEntry, fresh: bool) -> Result<Upstream, Attempt> {
+        match unless_gone(acquire(self.shard, target, fresh), self.client.watch).await {
+            Waited::Got(Ok(upstream)) => {
+                target.cells.connected();
+                Ok(upstream)
+            }
+            Waited::Got(Err(cause)) => Err(Attempt::Failed(cause)),
+            Waited::Gone => Err(Attempt::Done(Outcome::Close)),
+        }
+    }
+
+    async fn try_on(&mut self, upstream: Upstream, plan: Plan) -> Tried {
+        let Upstream { socket, .. } = upstream;
+        let outgoing = self.outgoing(plan.target());
+        let make = |buf: BytesMut| socket.read(buf);
+        let mut op = pin!(make(BytesMut::with_capacity(READ_SMALL)));
+        let mut reads = Reads::new(op.as_mut(), make);
+        let mut answer = self.shard.answers.borrow_mut().pop().unwrap_or_default();
+        let hold = self.shard.options.timeouts.head_hold;
+        let sent_us = now_us();
+        let exchanged = exchange(&socket, &mut reads, outgoing, &mut answer, self.client.watch, hold).await;
+        let (head, rest, sent) = match exchanged {
+            Exchanged::Answer { head, rest, sent } => (head, rest, sent),
+            Exchanged::Gone => return Tried::Ended(Attempt::Done(Outcome::Close)),
+            Exchanged::Failed { cause, silent } => {
+                socket.shutdown(Direction::Both);
+                return if silent {
+                    Tried::Silent(Box::new(plan), cause)
+                } else {
+                    Tried::Ended(Attempt::Failed(cause))
+                };
+            }
+        };
+        if answer.status().as_u16() == 503
+            && let Some(next) = self.elsewhere(plan.target())
+        {
+            socket.shutdown(Direction::Both);
+            return Tried::Ended(Attempt::Elsewhere(Box::new(next)));
+        }
+        let Plan { mut reservation, cached_blocks, .. } = plan;
+        let target = reservation.target().clone();
+
+        // From here on nothing is retried: the body's memory is given back before the first byte goes out.
+        self.request.body = Bytes::new();
+        self.request.held = None;
+
+        let mut out = Vec::with_capacity(READ_SMALL);
+        let body = self.write_head(&answer, &head, &target, &mut out);
+        let mut stream = Stream {
+            reader: BodyReader::new(answer.framing()),
+            body,
+            observer: Observer::of(&answer),
+            api: self.prompt.api,
+            request_id: self.request.request_id,
+            first_us: 0,
+            last_us: 0,
+        };
+        let mut side = ClientSide {
+            socket: self.client.socket,
+            guard: self.client.guard,
+            watch: self.client.watch,
+            stall: self.shard.options.timeouts.stall,
+        };
+        let ended =
+            stream.run(&mut side, &socket, &mut reads, out, rest, || reservation.prefill_done()).await;
+        drop(reservation);
+
+        let reusable = matches!(ended, Ended::Complete { clean: true }) && sent && answer.keep_alive();
+        if reusable && !reads.is_pending() {
+            self.shard.pool.put(target.id, socket.clone());
+        } else {
+            socket.shutdown(Direction::Both);
+        }
+        observe::answered(
+            self.shard,
+            &observe::Answered {
+                prompt: &self.prompt,
+                target: &target,
+                status: answer.status().as_u16(),
+                cached_blocks,
+                began_us: self.request.began_us,
+                sent_us,
+                first_us: stream.first_us,
+                last_us: stream.last_us,
+                usage: stream.observer.usage(),
+                events: stream.observer.events(),
+                ended,
+            },
+        );
+        self.shard.keep_answer_head(answer);
+        Tried::Ended(Attempt::Done(match ended {
+            Ended::Complete { .. } => Outcome::Answered { keep_alive: body.keep_alive },
+            Ended::ClientGone | Ended::Broken => Outcome::Close,
+        }))
+    }
+
+    /// A target that may serve what `busy` has no room for. Its load is reserved at once.
+    fn elsewhere(&mut self, busy: &Arc<TargetEntry>) -> Option<Plan> {
+        self.tried.push(busy.clone());
+        let next = if self.may_retry() { self.pick().ok() } else { None };
+        if next.is_none() {
+            self.tried.pop();
+        }
+        next
+    }
+
+    fn outgoing(&self, target: &TargetEntry) -> Outgoing {
+        let request = &self.request;
+        let rank = target.rank.to_string();
+        let ranked = [("X-data-parallel-rank", rank.as_str())];
+        let mut head = Vec::with_capacity(request.head_bytes.len() + 256);
+        request.head.write_upstream(
+            &request.head_bytes,
+            &UpstreamHead {
+                base_path: &self.shard.options.base_path,
+                host: &target.address,
+                request_id: RequestIdRule::KeepOr(request.request_id),
+                body: OutgoingBody::Length(request.body.len() as u64),
+                add: if target.info.dp_ranks > 1 { &ranked } else { &[] },
+            },
+            &mut head,
+        );
+        Outgoing { head, body: request.body.clone(), to_head: false }
+    }
+
+    fn write_head(
+        &mut self,
+        answer: &ResponseHead,
+        head: &[u8],
+        target: &TargetEntry,
+        out: &mut Vec<u8>,
+    ) -> crate::http::ClientBody {
+        let add = [("x-fairlead-instance", &*target.name), ("x-request-id", self.request.request_id)];
+        // An engine that echoes the id has said it already.
+        let add = if answer.header(head, "x-request-id").is_some() { &add[..1] } else { &add[..] };
+        let keep_alive =
+            self.request.keep_alive && !self.client.watch.half_closed() && !self.shard.shared.is_draining();
+        let body = answer.write_client(
+            head,
+            &ClientHead { version: self.request.head.version(), keep_alive, add },
+            out,
+        );
+        out.drain(..self.client.watch.take_prefix().min(out.len()));
+        body
+    }
+}
+
+/// How a connection was used.
+enum Tried {
+    /// The attempt is over.
+    Ended(Attempt),
+    /// Not a byte came back.
+    Silent(Box<Plan>, Cause),
+}
+
+/// The answer for a request that found no target.
+fn no_plan(why: NoPlan, prompt: &Prompt, cause: Option<Cause>) -> Refusal {
+    match (why, cause) {
+        (NoPlan::UnknownModel, None) => {
+            // The model was there when the body was read; its last target has just gone.
+            Refusal::new(503, format!("no target serves `{}` any more", prompt.model)).retry_after(1)
+        }
+        (_, Some(cause)) => failed(cause),
+        (NoPlan::NoneReady | NoPlan::AllTried, None) => {
+            Refusal::new(503, format!("no target of `{}` is ready", prompt.model))
+                .code("no_ready_target")
+                .retry_after(1)
+        }
+    }
+}
+
+/// The answer for a request whose last attempt failed.
+fn failed(cause: Cause) -> Refusal {
+    match cause {
+        Cause::Refused => Refusal::new(502, "the engine cannot be reached").code("upstream_unreachable"),
+        Cause::ConnectTimeout => {
+            Refusal::new(504, "connecting to the engine took too long").code("upstream_timeout")
+        }
+        Cause::Died => {
+            Refusal::new(502, "the engine closed the connection before it answered").code("upstream_error")
+        }
+        Cause::Broken(what) => {
+            Refusal::new(502, format!("the engine's answer cannot be read: {what}")).code("upstream_error")
+        }
+        Cause::Exhausted => Refusal::new(503, "the router is out of sockets").retry_after(1),
+        Cause::Busy => Refusal::new(503, "the engine is busy").retry_after(1),
+    }
+}
+
+/// Doubling pauses with jitter between half and all of each.
+fn backoff(base: Duration, retry: u32, draw: u64) -> Duration {
+    let whole = base.saturating_mul(1 << (retry - 1)).min(Duration::from_secs(1));
+    let half = whole / 2;
+    half + Duration::from_nanos(draw % (half.as_nanos() as u64 + 1))
+}

@@ -1,0 +1,224 @@
+//! A shard: one thread, one runtime, one listener, and all that its connections share.
+
+mod answer;
+mod budget;
+mod conn;
+mod deadlines;
+mod decide;
+mod forward;
+mod intake;
+mod observe;
+mod pool;
+mod relay;
+mod routes;
+mod upstream;
+mod watch;
+
+pub use budget::{Gauge, Share};
+pub use decide::PlacementNote;
+pub use routes::readiness;
+
+use std::cell::{Cell, RefCell};
+use std::net::TcpListener as StdListener;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fairlead_routing::Scratch;
+
+use crate::http::{RequestIds, ResponseHead};
+use crate::options::GatewayOptions;
+use crate::runtime::{ActiveDriver, Either, Listener, Notify, either, now_us, sleep, spawn, within};
+use crate::shared::Shared;
+
+use budget::RetryBudget;
+use deadlines::Deadlines;
+use pool::Pool;
+
+/// Connections taken in one go before other tasks get their turn.
+const ACCEPT_BATCH: usize = 64;
+/// Pause after an accept that failed because descriptors or memory are exhausted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Parsed answer heads kept for reuse.
+const KEPT_HEADS: usize = 64;
+
+/// How others reach a shard.
+#[derive(Debug, Clone, Default)]
+pub struct Inbox {
+    notify: Arc<Notify>,
+}
+
+impl Inbox {
+    /// Makes the shard look at the shared state (draining).
+    pub fn wake(&self) {
+        self.notify.notify();
+    }
+}
+
+/// What the connections of a shard share.
+pub(crate) struct Shard {
+    pub options: Arc<GatewayOptions>,
+    pub shared: Arc<Shared>,
+    pub driver: ActiveDriver,
+    pub deadlines: Rc<Deadlines>,
+    pub pool: Pool,
+    pub retries: RetryBudget,
+    pub scratch: RefCell<Scratch>,
+    pub request_ids: RefCell<RequestIds>,
+    pub answers: RefCell<Vec<ResponseHead>>,
+    connections: Cell<usize>,
+    random: Cell<u64>,
+}
+
+impl Shard {
+    fn new(options: Arc<GatewayOptions>, shared: Arc<Shared>, driver: ActiveDriver, seed: u64) -> Rc<Self> {
+        let id_seed = u128::from(mix(seed)) << 64 | u128::from(mix(seed ^ 1));
+        Rc::new(Self {
+            driver,
+            deadlines: Rc::default(),
+            pool: Pool::new(options.timeouts.pool_idle, options.limits.pool_per_target),
+            retries: RetryBudget::new(&options.retry),
+            scratch: RefCell::new(Scratch::new(mix(seed ^ 2))),
+            request_ids: RefCell::new(RequestIds::new(id_seed)),
+            answers: RefCell::default(),
+            connections: Cell::new(0),
+            random: Cell::new(mix(seed ^ 3)),
+            options,
+            shared,
+        })
+    }
+
+    /// A random number, for jitter.
+    pub fn draw(&self) -> u64 {
+        let next = self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.random.set(next);
+        mix(next)
+    }
+
+    /// Keeps a parsed head's memory for the next answer.
+    pub fn keep_answer_head(&self, head: ResponseHead) {
+        let mut kept = self.answers.borrow_mut();
+        if kept.len() < KEPT_HEADS {
+            kept.push(head);
+        }
+    }
+}
+
+/// Spreads the bits of a counter (the finaliser of SplitMix64).
+fn mix(z: u64) -> u64 {
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// Runs a shard until it is told to drain and its connections have ended, or `deadline` (shared) has passed.
+pub(crate) async fn run(
+    listener: StdListener,
+    options: Arc<GatewayOptions>,
+    shared: Arc<Shared>,
+    driver: ActiveDriver,
+    inbox: Inbox,
+    seed: u64,
+) -> std::io::Result<()> {
+    let listener = Listener::from_std(listener, driver)?;
+    let shard = Shard::new(options, shared, driver, seed);
+    spawn(sweep(shard.clone()));
+    accept_until_drain(&shard, &listener, &inbox).await;
+    drop(listener);
+    // Connections that wait for a request end at once; those that serve one end with their answer.
+    while shard.connections.get() > 0 {
+        shard.deadlines.end_idle();
+        if shard.shared.is_cut_off() {
+            shard.deadlines.end_all();
+        }
+        within(Duration::from_millis(20), inbox.notify.notified()).await;
+    }
+    Ok(())
+}
+
+/// Ends what is overdue, and closes pooled connections that are too old.
+async fn sweep(shard: Rc<Shard>) {
+    loop {
+        let pause = shard.deadlines.sweep(now_us());
+        shard.pool.purge();
+        sleep(pause).await;
+    }
+}
+
+async fn accept_until_drain(shard: &Rc<Shard>, listener: &Listener, inbox: &Inbox) {
+    let mut last_complaint_us = 0;
+    loop {
+        if shard.shared.is_draining() {
+            // What the kernel has already accepted for us is served; then the door is shut.
+            accept_waiting(shard, listener, usize::MAX).ok();
+            return;
+        }
+        match accept_waiting(shard, listener, ACCEPT_BATCH) {
+            Ok(Accepted::All) => {
+                if let Either::First(Err(error)) = either(listener.ready(), inbox.notify.notified()).await {
+                    tracing::warn!(%error, "waiting for connections failed");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+            // More may wait; the tasks just started run first.
+            Ok(Accepted::Batch) => sleep(Duration::from_millis(1)).await,
+            Err(error) => {
+                let now = now_us();
+                if now.saturating_sub(last_complaint_us) >= 1_000_000 {
+                    last_complaint_us = now;
+                    tracing::warn!(%error, "cannot accept connections");
+                }
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+enum Accepted {
+    All,
+    Batch,
+}
+
+fn accept_waiting(shard: &Rc<Shard>, listener: &Listener, most: usize) -> std::io::Result<Accepted> {
+    for _ in 0..most {
+        let Some(socket) = listener.take()? else { return Ok(Accepted::All) };
+        let Some(slot) = shard.shared.connections.take(1) else {
+            // A last word that fits any socket buffer; whoever does not get to read it sees a reset, which is true.
+            let _ = socket.send_now(FULL);
+            continue;
+        };
+        shard.connections.set(shard.connections.get() + 1);
+        let shard = shard.clone();
+        spawn(async move {
+            let counted = Counted(shard.clone());
+            conn::serve(shard, socket, slot).await;
+            drop(counted);
+        });
+    }
+    Ok(Accepted::Batch)
+}
+
+/// One connection in the shard's count.
+struct Counted(Rc<Shard>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.connections.set(self.0.connections.get() - 1);
+    }
+}
+
+const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n\
+Content-Length: 106\r\nRetry-After: 1\r\nConnection: close\r\n\r\n\
+{\"error\":{\"message\":\"too many connections\",\"type\":\"overloaded_error\",\"param\":null,\"code\":\"overloaded\"}}   ";
+
+#[cfg(test)]
+mod tests {
+    use super::FULL;
+
+    #[test]
+    fn the_last_word_is_well_formed() {
+        let text = std::str::from_utf8(FULL).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains(&format!("Content-Length: {}", body.len())), "{}", body.len());
+    }
+}

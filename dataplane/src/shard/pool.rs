@@ -1,0 +1,71 @@
+//! Kept connections to targets, one pool per shard.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use ahash::AHashMap;
+use fairlead_wire::TargetId;
+
+use crate::runtime::{Socket, now_us};
+
+struct Kept {
+    socket: Socket,
+    since_us: u64,
+}
+
+/// Idle connections by target, the youngest reused first. Bounded per target: the oldest makes room.
+pub struct Pool {
+    idle: RefCell<AHashMap<TargetId, VecDeque<Kept>>>,
+    max_idle_us: u64,
+    per_target: usize,
+}
+
+impl Pool {
+    /// An empty pool.
+    pub fn new(max_idle: Duration, per_target: usize) -> Self {
+        Self { idle: RefCell::default(), max_idle_us: max_idle.as_micros() as u64, per_target }
+    }
+
+    /// Takes a connection that is young enough and that the target has not closed.
+    pub fn take(&self, target: TargetId) -> Option<Socket> {
+        let mut idle = self.idle.borrow_mut();
+        let kept = idle.get_mut(&target)?;
+        let oldest = now_us().saturating_sub(self.max_idle_us);
+        while let Some(Kept { socket, since_us }) = kept.pop_back() {
+            if since_us < oldest {
+                // All that are left are older still.
+                kept.clear();
+                return None;
+            }
+            if socket.is_quiet() {
+                return Some(socket);
+            }
+        }
+        None
+    }
+
+    /// Keeps a connection whose last answer has ended.
+    pub fn put(&self, target: TargetId, socket: Socket) {
+        if self.per_target == 0 {
+            return;
+        }
+        let mut idle = self.idle.borrow_mut();
+        let kept = idle.entry(target).or_default();
+        if kept.len() >= self.per_target {
+            kept.pop_front();
+        }
+        kept.push_back(Kept { socket, since_us: now_us() });
+    }
+
+    /// Closes what is too old and forgets targets without connections.
+    pub fn purge(&self) {
+        let oldest = now_us().saturating_sub(self.max_idle_us);
+        self.idle.borrow_mut().retain(|_, kept| {
+            while kept.front().is_some_and(|first| first.since_us < oldest) {
+                kept.pop_front();
+            }
+            !kept.is_empty()
+        });
+    }
+}

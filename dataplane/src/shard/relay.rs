@@ -1,0 +1,330 @@
+//! The body of an answer, from the engine to the client.
+//!
+//! One read, one write: what a read brought goes out before the next read begins, so a client that does not take its
+//! bytes stops the engine's stream being read, and a stream holds one buffer. Chunked bodies pass as they are; the
+//! decoder only tells where they end.
+
+use std::future::{Future, poll_fn};
+use std::task::Poll;
+
+use bytes::BytesMut;
+use fairlead_openai::{Api, SseWatch, Usage, UsageWatch};
+
+use super::answer::broken_event;
+use super::deadlines::Guard;
+use super::upstream::{READ_SMALL, ReadResult, Reads, Waited};
+use super::watch::{Probe, Watch};
+use crate::http::{BodyReader, ClientBody, LAST_CHUNK, Relay, ResponseHead, write_chunk};
+use crate::runtime::{Direction, Socket, now_us};
+
+/// Buffer for bodies that fill a small one: fewer turns per byte.
+const READ_LARGE: usize = 64 * 1024;
+
+/// What passes by, read over the relay's shoulder.
+pub enum Observer {
+    /// An event stream.
+    Events(SseWatch),
+    /// One JSON document.
+    Document(UsageWatch),
+    /// Compressed or of no interest.
+    Blind,
+}
+
+impl Observer {
+    /// The observer for an answer.
+    pub fn of(answer: &ResponseHead) -> Self {
+        if answer.is_encoded() || !answer.status().is_success() {
+            Self::Blind
+        } else if answer.is_event_stream() {
+            Self::Events(SseWatch::new())
+        } else {
+            Self::Document(UsageWatch::new())
+        }
+    }
+
+    fn feed(&mut self, piece: &[u8]) {
+        match self {
+            Self::Events(watch) => watch.feed(piece),
+            Self::Document(watch) => watch.feed(piece),
+            Self::Blind => {}
+        }
+    }
+
+    /// Token counts seen.
+    pub fn usage(&self) -> Option<Usage> {
+        match self {
+            Self::Events(watch) => watch.usage,
+            Self::Document(watch) => watch.usage(),
+            Self::Blind => None,
+        }
+    }
+
+    /// Events seen.
+    pub fn events(&self) -> u64 {
+        match self {
+            Self::Events(watch) => watch.events,
+            _ => 0,
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        matches!(self, Self::Events(watch) if watch.done)
+    }
+}
+
+/// How a body ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Wholly relayed. `clean`: nothing came behind the end, so the engine's connection may be kept.
+    Complete {
+        /// See above.
+        clean: bool,
+    },
+    /// The client went away or did not take its bytes.
+    ClientGone,
+    /// The engine broke off; the client was told as far as the form of the answer allows.
+    Broken,
+}
+
+/// Everything about the client that a relay needs.
+pub struct ClientSide<'a> {
+    /// The client's connection.
+    pub socket: &'a Socket,
+    /// Its deadline.
+    pub guard: &'a Guard,
+    /// Its watch.
+    pub watch: &'a mut Watch,
+    /// Longest time that a write may take.
+    pub stall: std::time::Duration,
+}
+
+impl ClientSide<'_> {
+    /// Writes `from..to` of `buf`; `None` when the client does not take it.
+    pub async fn write<B: monoio::buf::IoBuf>(&mut self, buf: B, from: usize, to: usize) -> Option<B> {
+        self.guard.arm_write(self.stall);
+        let (result, buf) = self.socket.write_range(buf, from, to).await;
+        self.guard.clear();
+        result.ok().map(|()| buf)
+    }
+}
+
+/// One body on its way.
+pub struct Stream<'a> {
+    /// Finds the end.
+    pub reader: BodyReader,
+    /// How it goes out.
+    pub body: ClientBody,
+    /// Reads along.
+    pub observer: Observer,
+    /// The API, for the form of an error event.
+    pub api: Api,
+    /// The request's id, for an error event.
+    pub request_id: &'a str,
+    /// When the first byte of the body came; 0 before.
+    pub first_us: u64,
+    /// When the last bytes came.
+    pub last_us: u64,
+}
+
+impl Stream<'_> {
+    /// Relays. `out` holds the head for the client, `burst` what came behind the engine's head. `on_first` is called
+    /// at the body's first byte.
+    pub async fn run<F, M>(
+        &mut self,
+        client: &mut ClientSide<'_>,
+        upstream: &Socket,
+        reads: &mut Reads<'_, F, M>,
+        mut out: Vec<u8>,
+        mut burst: BytesMut,
+        mut on_first: impl FnMut(),
+    ) -> Ended
+    where
+        F: Future<Output = ReadResult>,
+        M: Fn(BytesMut) -> F,
+    {
+        loop {
+            if !burst.is_empty() {
+                self.last_us = now_us();
+                if self.first_us == 0 {
+                    self.first_us = self.last_us;
+                    on_first();
+                }
+            }
+            let raw = match self.take(&burst, &mut out) {
+                Ok(raw) => raw,
+                Err(()) => return self.broken(client, out).await,
+            };
+            let excess = self.reader.is_done() && raw.consumed < burst.len();
+            if self.reader.is_done() && self.body.relay == Relay::Chunk {
+                out.extend_from_slice(LAST_CHUNK);
+            }
+            // A small burst joins what must go before it (a head); a large one follows in a write of its own.
+            let mut passed = raw.pass;
+            if passed > 0 && !out.is_empty() && passed <= READ_SMALL * 2 {
+                out.extend_from_slice(burst.get(..passed).unwrap_or(&[]));
+                passed = 0;
+            }
+            if !out.is_empty() {
+                let len = out.len();
+                match client.write(std::mem::take(&mut out), 0, len).await {
+                    Some(back) => out = back,
+                    None => return gone(upstream),
+                }
+                out.clear();
+            }
+            let filled = burst.len() >= burst.capacity();
+            if passed > 0 {
+                match client.write(burst, 0, passed).await {
+                    Some(back) => burst = back,
+                    None => return gone(upstream),
+                }
+            }
+            if raw.consumed > 0 {
+                client.watch.chunk_sent();
+            }
+            if self.reader.is_done() {
+                return Ended::Complete { clean: !excess };
+            }
+            if out.capacity() > READ_SMALL {
+                out = Vec::new();
+            }
+            if !reads.is_pending() {
+                burst.clear();
+                let wanted = if filled && burst.capacity() >= READ_SMALL { READ_LARGE } else { READ_SMALL };
+                if burst.capacity() < wanted {
+                    burst = BytesMut::with_capacity(wanted);
+                }
+                reads.start(burst);
+            }
+            let probe = self.probe();
+            let waited = poll_fn(|cx| {
+                if let Poll::Ready(result) = reads.poll(cx) {
+                    return Poll::Ready(Waited::Got(result));
+                }
+                client.watch.poll_gone(cx, probe).map(|()| Waited::Gone)
+            })
+            .await;
+            match waited {
+                Waited::Gone => return gone(upstream),
+                Waited::Got((Ok(count), buf)) if count > 0 => burst = buf,
+                Waited::Got((result, _)) => {
+                    if result.is_ok() && self.reader.end_of_input().is_ok() {
+                        return self.closed(client, upstream, out).await;
+                    }
+                    return self.broken(client, out).await;
+                }
+            }
+        }
+    }
+
+    /// Looks at what came: feeds the observer, puts what must be framed anew into `out`, and says how many bytes
+    /// belong to the body and how many of them pass as they are.
+    fn take(&mut self, burst: &[u8], out: &mut Vec<u8>) -> Result<Taken, ()> {
+        let mut consumed = 0;
+        while consumed < burst.len() && !self.reader.is_done() {
+            let rest = burst.get(consumed..).unwrap_or(&[]);
+            let Ok(step) = self.reader.step(rest) else {
+                // What came before the fault was in order and goes out with what tells the client of it.
+                if self.passes() {
+                    out.extend_from_slice(burst.get(..consumed).unwrap_or(&[]));
+                }
+                return Err(());
+            };
+            let payload = rest.get(step.payload).unwrap_or(&[]);
+            self.observer.feed(payload);
+            match self.body.relay {
+                Relay::Dechunk => out.extend_from_slice(payload),
+                Relay::Chunk => write_chunk(payload, out),
+                Relay::Raw | Relay::Length(_) | Relay::UntilClose | Relay::None => {}
+            }
+            consumed += step.consumed;
+        }
+        Ok(Taken { consumed, pass: if self.passes() { consumed } else { 0 } })
+    }
+
+    fn passes(&self) -> bool {
+        matches!(self.body.relay, Relay::Raw | Relay::Length(_) | Relay::UntilClose)
+    }
+
+    fn probe(&mut self) -> Probe {
+        match self.body.relay {
+            Relay::Chunk => Probe::ChunkZero,
+            Relay::Raw if self.reader.chunked_mut().is_some_and(|chunks| chunks.at_chunk_start()) => {
+                Probe::ChunkZero
+            }
+            _ => Probe::None,
+        }
+    }
+
+    /// The engine ended a body that lasts until the close.
+    async fn closed(&mut self, client: &mut ClientSide<'_>, upstream: &Socket, mut out: Vec<u8>) -> Ended {
+        if self.body.relay == Relay::Chunk {
+            out.extend_from_slice(LAST_CHUNK);
+        }
+        let len = out.len();
+        if len > 0 && client.write(out, 0, len).await.is_none() {
+            return gone(upstream);
+        }
+        Ended::Complete { clean: false }
+    }
+
+    /// The engine broke off in the middle. An event stream gets an error event, and an end of its framing but no
+    /// `[DONE]`; any other body is left visibly incomplete. `out` may hold bytes that were still to go.
+    async fn broken(&mut self, client: &mut ClientSide<'_>, mut out: Vec<u8>) -> Ended {
+        let finished = self.observer.is_done();
+        let event = match &self.observer {
+            Observer::Events(_) if finished => Some(Vec::new()),
+            Observer::Events(watch) => {
+                let mut event = watch.separator().to_vec();
+                event.extend_from_slice(&broken_event(self.api, self.request_id, watch.events));
+                Some(event)
+            }
+            _ => None,
+        };
+        let mut whole = false;
+        if let Some(event) = event {
+            match self.body.relay {
+                Relay::Raw => {
+                    if let Some(chunks) = self.reader.chunked_mut()
+                        && chunks.inject(&event, b'\n', &mut out)
+                    {
+                        out.extend_from_slice(LAST_CHUNK);
+                        whole = true;
+                    }
+                }
+                Relay::Chunk => {
+                    write_chunk(&event, &mut out);
+                    out.extend_from_slice(LAST_CHUNK);
+                    whole = true;
+                }
+                Relay::Dechunk | Relay::UntilClose => {
+                    out.extend_from_slice(&event);
+                    whole = true;
+                }
+                Relay::Length(_) | Relay::None => {}
+            }
+        }
+        let len = out.len();
+        if len > 0 && client.write(out, 0, len).await.is_none() {
+            return Ended::ClientGone;
+        }
+        if !whole && matches!(self.body.relay, Relay::Dechunk | Relay::UntilClose) {
+            // The close would look like a proper end.
+            client.socket.reset_on_close();
+        }
+        if finished && whole { Ended::Complete { clean: false } } else { Ended::Broken }
+    }
+}
+
+/// Part of a burst.
+struct Taken {
+    /// Bytes that belong to the body.
+    consumed: usize,
+    /// Of these, bytes that go to the client as they are.
+    pass: usize,
+}
+
+fn gone(upstream: &Socket) -> Ended {
+    upstream.shutdown(Direction::Both);
+    Ended::ClientGone
+}

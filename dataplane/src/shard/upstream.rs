@@ -1,0 +1,288 @@
+//! One attempt at one target: connect or reuse, send the request, wait for the head of the answer.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use fairlead_routing::TargetEntry;
+
+use super::Shard;
+use super::watch::{Probe, Watch};
+use crate::http::{Framing, HeadLimits, Parsed, ResponseHead};
+use crate::runtime::{Direction, Socket, connect, resolve, sleep};
+
+/// Buffer for the head of an answer and for events of a stream.
+pub const READ_SMALL: usize = 8 * 1024;
+
+/// What a read operation gives back.
+pub type ReadResult = (io::Result<usize>, BytesMut);
+
+/// Why an attempt failed before anything reached the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// The target refuses connections or cannot be reached.
+    Refused,
+    /// Connecting took too long.
+    ConnectTimeout,
+    /// The connection ended before the answer began.
+    Died,
+    /// What the engine sent is not HTTP.
+    Broken(&'static str),
+    /// This machine is out of descriptors or ports: no fault of the target.
+    Exhausted,
+    /// The engine answered 503.
+    Busy,
+}
+
+impl Cause {
+    /// Fixed name for metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::ConnectTimeout => "connect_timeout",
+            Self::Died => "died",
+            Self::Broken(_) => "broken",
+            Self::Exhausted => "exhausted",
+            Self::Busy => "busy",
+        }
+    }
+}
+
+/// A connection to a target.
+pub struct Upstream {
+    /// The connection.
+    pub socket: Socket,
+    /// It served a request before, so the target may have closed it meanwhile.
+    pub reused: bool,
+}
+
+/// How waiting for something upstream ended.
+pub enum Waited<T> {
+    /// It came.
+    Got(T),
+    /// The client went away first.
+    Gone,
+}
+
+/// Waits for `future` while the client is watched. `future` must be droppable.
+pub async fn unless_gone<F: Future>(future: F, watch: &mut Watch) -> Waited<F::Output> {
+    let mut future = pin!(future);
+    poll_fn(|cx| {
+        if let Poll::Ready(output) = future.as_mut().poll(cx) {
+            return Poll::Ready(Waited::Got(output));
+        }
+        watch.poll_gone(cx, Probe::Prefix).map(|()| Waited::Gone)
+    })
+    .await
+}
+
+/// A connection to `target`: a kept one where there is one (unless `fresh`), else a new one.
+pub async fn acquire(shard: &Shard, target: &TargetEntry, fresh: bool) -> Result<Upstream, Cause> {
+    if !fresh && let Some(socket) = shard.pool.take(target.id) {
+        return Ok(Upstream { socket, reused: true });
+    }
+    let addr = match target.address.parse::<SocketAddr>() {
+        Ok(addr) => addr,
+        Err(_) => resolve(&target.address).await.ok_or(Cause::Refused)?,
+    };
+    match connect(addr, shard.options.timeouts.connect, shard.driver).await {
+        Ok(socket) => Ok(Upstream { socket, reused: false }),
+        Err(error) => Err(match (error.kind(), error.raw_os_error()) {
+            (io::ErrorKind::TimedOut, _) => Cause::ConnectTimeout,
+            (_, Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL)) => {
+                Cause::Exhausted
+            }
+            _ => Cause::Refused,
+        }),
+    }
+}
+
+/// The reads of one upstream connection: at most one is under way, and it is kept until it ends.
+pub struct Reads<'a, F, M> {
+    op: Pin<&'a mut F>,
+    make: M,
+    pending: bool,
+}
+
+impl<'a, F, M> Reads<'a, F, M>
+where
+    F: Future<Output = ReadResult>,
+    M: Fn(BytesMut) -> F,
+{
+    /// Takes over a read that was made by `make`.
+    pub fn new(op: Pin<&'a mut F>, make: M) -> Self {
+        Self { op, make, pending: true }
+    }
+
+    /// Begins the next read.
+    pub fn start(&mut self, buf: BytesMut) {
+        debug_assert!(!self.pending, "one read at a time");
+        self.op.set((self.make)(buf));
+        self.pending = true;
+    }
+
+    /// Ready with the result of the read under way; never ready without one.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ReadResult> {
+        if !self.pending {
+            return Poll::Pending;
+        }
+        let polled = self.op.as_mut().poll(cx);
+        self.pending = polled.is_pending();
+        polled
+    }
+
+    /// Whether a read is under way.
+    pub fn is_pending(&self) -> bool {
+        self.pending
+    }
+}
+
+/// The request in the form in which it goes to a target.
+pub struct Outgoing {
+    /// Head for this target.
+    pub head: Vec<u8>,
+    /// Body, shared with later attempts.
+    pub body: Bytes,
+    /// The method is HEAD: the answer has no body.
+    pub to_head: bool,
+}
+
+/// How an exchange went up to the head of the answer.
+pub enum Exchanged {
+    /// The head is complete (in the caller's [`ResponseHead`]); these are the head's bytes and those of the body that
+    /// came with it. A read may still be under way.
+    Answer {
+        /// The head as the engine sent it.
+        head: Bytes,
+        /// What followed it.
+        rest: BytesMut,
+        /// The whole request went out, so the connection may be kept.
+        sent: bool,
+    },
+    /// The client went away.
+    Gone,
+    /// Nothing usable came.
+    Failed {
+        /// Why.
+        cause: Cause,
+        /// Not one byte of an answer came.
+        silent: bool,
+    },
+}
+
+/// Sends a request and reads the head of its answer, and then waits up to `hold` for the body's first byte, so that
+/// an engine that dies in the middle of its prefill can still be replaced by another.
+pub async fn exchange<F, M>(
+    socket: &Socket,
+    reads: &mut Reads<'_, F, M>,
+    out: Outgoing,
+    answer: &mut ResponseHead,
+    watch: &mut Watch,
+    hold: Duration,
+) -> Exchanged
+where
+    F: Future<Output = ReadResult>,
+    M: Fn(BytesMut) -> F,
+{
+    let limits = HeadLimits::default();
+    answer.reset();
+    let mut write = pin!(socket.write_both(Bytes::from(out.head), out.body));
+    let mut sent = false;
+    let mut writing = true;
+    let mut silent = true;
+    loop {
+        let waited = poll_fn(|cx| {
+            if writing && let Poll::Ready(result) = write.as_mut().poll(cx) {
+                writing = false;
+                // A failed write is not the end: an early answer (413, say) may be waiting to be read.
+                sent = result.is_ok();
+            }
+            if let Poll::Ready(result) = reads.poll(cx) {
+                return Poll::Ready(Waited::Got(result));
+            }
+            watch.poll_gone(cx, Probe::Prefix).map(|()| Waited::Gone)
+        })
+        .await;
+        let (result, mut buf) = match waited {
+            Waited::Got(read) => read,
+            Waited::Gone => {
+                socket.shutdown(Direction::Both);
+                return Exchanged::Gone;
+            }
+        };
+        match result {
+            Ok(0) | Err(_) => return Exchanged::Failed { cause: Cause::Died, silent },
+            Ok(_) => silent = false,
+        }
+        match answer.parse(&buf, out.to_head, &limits) {
+            Parsed::NeedMore => {
+                let room = if buf.len() < READ_SMALL { READ_SMALL } else { limits.max_bytes };
+                buf.reserve(room.saturating_sub(buf.len()).max(1));
+                reads.start(buf);
+            }
+            Parsed::Bad(reject) => {
+                return Exchanged::Failed { cause: Cause::Broken(reject.message), silent };
+            }
+            Parsed::Done(len) => {
+                let head = buf.split_to(len).freeze();
+                return finish_head(reads, head, buf, sent, answer, watch, socket, hold).await;
+            }
+        }
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "the tail of one function, split off to keep both readable")]
+async fn finish_head<F, M>(
+    reads: &mut Reads<'_, F, M>,
+    head: Bytes,
+    rest: BytesMut,
+    sent: bool,
+    answer: &ResponseHead,
+    watch: &mut Watch,
+    socket: &Socket,
+    hold: Duration,
+) -> Exchanged
+where
+    F: Future<Output = ReadResult>,
+    M: Fn(BytesMut) -> F,
+{
+    if answer.status().as_u16() == 101 {
+        return Exchanged::Failed { cause: Cause::Broken("the engine switched protocols"), silent: false };
+    }
+    let bodiless = matches!(answer.framing(), Framing::None | Framing::Length(0));
+    // An error status is passed on as it is; only a promise of success is worth waiting for its proof.
+    if bodiless || rest.has_remaining() || !answer.status().is_success() || hold.is_zero() {
+        return Exchanged::Answer { head, rest, sent };
+    }
+    let mut rest = rest;
+    rest.reserve(READ_SMALL);
+    reads.start(rest);
+    let mut timer = pin!(sleep(hold));
+    let waited = poll_fn(|cx| {
+        if let Poll::Ready(result) = reads.poll(cx) {
+            return Poll::Ready(Some(Waited::Got(result)));
+        }
+        if let Poll::Ready(()) = watch.poll_gone(cx, Probe::Prefix) {
+            return Poll::Ready(Some(Waited::Gone));
+        }
+        timer.as_mut().poll(cx).map(|()| None)
+    })
+    .await;
+    match waited {
+        None => Exchanged::Answer { head, rest: BytesMut::new(), sent },
+        Some(Waited::Gone) => {
+            socket.shutdown(Direction::Both);
+            Exchanged::Gone
+        }
+        Some(Waited::Got((Ok(count), rest))) if count > 0 => Exchanged::Answer { head, rest, sent },
+        // An answer that lasts until the close may be empty.
+        Some(Waited::Got((Ok(_), rest))) if answer.framing() == Framing::UntilClose => {
+            Exchanged::Answer { head, rest, sent }
+        }
+        Some(Waited::Got(_)) => Exchanged::Failed { cause: Cause::Died, silent: false },
+    }
+}

@@ -1,0 +1,124 @@
+//! What the shards of one process share with each other and with the control thread.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use crossbeam_queue::ArrayQueue;
+use fairlead_routing::Fleet;
+
+use crate::options::GatewayOptions;
+use crate::runtime::Bell;
+use crate::shard::{Gauge, PlacementNote};
+
+/// State shared by shards and control thread. No lock is taken on a request's path.
+pub struct Shared {
+    /// The fleet view: written by the control thread, read by shards.
+    pub fleet: Arc<Fleet>,
+    /// Secret that enters every block hash. The control thread replaces it when the scheduler tells another one;
+    /// prompts hashed before then simply match nothing.
+    pub cluster_seed: AtomicU64,
+    /// Client connections open.
+    pub connections: Arc<Gauge>,
+    /// Requests being forwarded.
+    pub in_flight: Arc<Gauge>,
+    /// Bytes of request bodies held.
+    pub body_bytes: Arc<Gauge>,
+    /// Placements on their way to the control thread.
+    placements: ArrayQueue<PlacementNote>,
+    placements_dropped: AtomicU64,
+    bell: Bell,
+    synced: AtomicBool,
+    draining: AtomicBool,
+    cut_off: AtomicBool,
+    shards_running: AtomicUsize,
+}
+
+impl Shared {
+    /// State for the shards of one gateway.
+    ///
+    /// # Errors
+    /// Descriptors are exhausted.
+    pub fn new(options: &GatewayOptions, fleet: Arc<Fleet>) -> io::Result<Arc<Self>> {
+        let limits = &options.limits;
+        Ok(Arc::new(Self {
+            fleet,
+            cluster_seed: AtomicU64::new(options.cluster_seed),
+            connections: Gauge::new(limits.max_connections),
+            in_flight: Gauge::new(limits.max_in_flight),
+            body_bytes: Gauge::new(limits.body_budget),
+            placements: ArrayQueue::new(limits.placement_queue.max(1)),
+            placements_dropped: AtomicU64::new(0),
+            bell: Bell::new()?,
+            synced: AtomicBool::new(true),
+            draining: AtomicBool::new(false),
+            cut_off: AtomicBool::new(false),
+            shards_running: AtomicUsize::new(0),
+        }))
+    }
+
+    /// Hands a placement to the control thread. At the bound the new one is dropped and counted: the request is
+    /// served all the same, and only its prefix stays unknown.
+    pub fn place(&self, note: PlacementNote) {
+        if self.placements.push(note).is_err() {
+            self.placements_dropped.fetch_add(1, Ordering::Relaxed);
+        }
+        self.bell.ring();
+    }
+
+    /// The next placement, oldest first.
+    pub fn next_placement(&self) -> Option<PlacementNote> {
+        self.placements.pop()
+    }
+
+    /// Placements dropped at the bound.
+    pub fn placements_dropped(&self) -> u64 {
+        self.placements_dropped.load(Ordering::Relaxed)
+    }
+
+    /// The bell that wakes the control thread. Its descriptor becomes readable when it was rung while armed.
+    pub fn bell(&self) -> &Bell {
+        &self.bell
+    }
+
+    /// Whether the state of the fleet was received (or will never be): part of readiness.
+    pub fn is_synced(&self) -> bool {
+        self.synced.load(Ordering::Relaxed)
+    }
+
+    /// Sets [`is_synced`](Self::is_synced); true from the start.
+    pub fn set_synced(&self, synced: bool) {
+        self.synced.store(synced, Ordering::Relaxed);
+    }
+
+    /// Whether the gateway has stopped accepting.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_draining(&self) {
+        self.draining.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether requests still in flight are to be ended.
+    pub(crate) fn is_cut_off(&self) -> bool {
+        self.cut_off.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn cut_off(&self) {
+        self.cut_off.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn shard_started(&self) {
+        self.shards_running.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn shard_ended(&self) {
+        self.shards_running.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Shards that have not ended.
+    pub fn shards_running(&self) -> usize {
+        self.shards_running.load(Ordering::SeqCst)
+    }
+}
