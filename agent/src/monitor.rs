@@ -183,15 +183,15 @@ impl Monitor {
                 // A closed connection is how a killed engine looks before anybody asks it.
                 () = self.engine.closed() => next.probe = Instant::now(),
             }
-            if next.probe <= Instant::now() {
-                if let Some(ended) = self.probe(&mut next).await {
-                    return ended;
-                }
+            if next.probe <= Instant::now()
+                && let Some(ended) = self.probe(&mut next).await
+            {
+                return ended;
             }
-            if next.scrape <= Instant::now() {
-                if let Some(ended) = self.scrape(&description, &mut next).await {
-                    return ended;
-                }
+            if next.scrape <= Instant::now()
+                && let Some(ended) = self.scrape(&description, &mut next).await
+            {
+                return ended;
             }
             if next.models <= Instant::now() {
                 next.models = Instant::now() + intervals.models;
@@ -346,7 +346,7 @@ impl Monitor {
     }
 
     fn set_not_ready(&mut self, why: &str) {
-        let why = cleaned(&why, REASON_MAX);
+        let why = cleaned(why, REASON_MAX);
         self.stats.ready.store(false, Relaxed);
         self.loads.clear();
         self.state.send_if_modified(|state| {

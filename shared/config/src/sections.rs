@@ -1,0 +1,291 @@
+//! The keys. Each stands here once, with its default and its meaning; `docs/configuration.md` follows from them.
+
+use crate::error::{ConfigError, join};
+use crate::schema::{Check, section};
+use crate::setting::{Setting, Size};
+use crate::types::{BasePath, Driver, HostPort, HttpUrl, LogFilter, LogFormat, Shards};
+use fairlead_routing::PolicyName;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+const fn ms(count: u64) -> Duration {
+    Duration::from_millis(count)
+}
+
+const fn secs(count: u64) -> Duration {
+    Duration::from_secs(count)
+}
+
+const DAY: Duration = secs(86_400);
+
+fn everywhere(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port)
+}
+
+fn here(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)
+}
+
+section! {
+    /// One file may hold the sections of several processes; each process reads its own and checks all.
+    pub struct Config {
+        /// Folder with this process's certificate and key, as `fairlead certs` writes it. A section's own `identity`
+        /// comes first.
+        identity: Option<PathBuf> = None;
+        /// Read by `fairlead gateway`.
+        gateway: Gateway = Gateway::default();
+        /// Read by `fairlead scheduler`.
+        scheduler: Scheduler = Scheduler::default();
+        /// Read by `fairlead agent`; its options on the command line come first.
+        agent: Agent = Agent::default();
+        /// What is written to standard error.
+        log: Log = Log::default();
+    }
+}
+
+section! {
+    /// The gateway takes clients' requests and sends each to the instance that will serve it best.
+    pub struct Gateway {
+        /// Address of the traffic port.
+        listen: SocketAddr = everywhere(8080);
+        /// Address of `/metrics`, `/healthz`, `/readyz` and `/debug/*`. Not for clients: keep it on a private address.
+        admin: Option<SocketAddr> = Some(here(8081));
+        /// Name of this gateway, unique in the cluster. Without it: the name in the certificate, or host name and
+        /// process where the certificate fits any name.
+        name: Option<String> = None;
+        /// Threads that serve requests, each on a core of its own. `auto`: the cores the process may use, less one
+        /// from four up.
+        shards: Shards = Shards::Auto;
+        /// How they wait for the kernel. `auto` takes io_uring where the kernel grants it, else epoll; the log says
+        /// which.
+        driver: Driver = Driver::Auto;
+        /// Prefix of all paths, removed before anything else; requests without it are answered 404.
+        base_path: BasePath = BasePath::default();
+        /// The scheduler. Without one only `instances` are served, with what this gateway sees itself.
+        scheduler: Option<HostPort> = None;
+        /// Folder with the gateway's certificate and key. Needed with `scheduler`.
+        identity: Option<PathBuf> = None;
+        /// How an instance is picked.
+        policy: PolicyName = PolicyName::default();
+        /// Instances known without a scheduler: served when there is none, and after a start during which none
+        /// answered within `wait_for_snapshot`.
+        instances: Vec<Instance> = Vec::new();
+        /// Longest request body; a longer one is answered 413.
+        max_body: Size = Size::mib(64) => Size(1024), Size::mib(16 * 1024);
+        /// Longest request head; a longer one is answered 431.
+        max_head: Size = Size(64 << 10) => Size(1024), Size::mib(1);
+        /// Request bodies held at one time, all together, for the case that they must be sent again; beyond it
+        /// requests are answered 503 with `Retry-After`.
+        max_held_bodies: Size = Size::mib(1024) => Size::mib(1), Size::mib(1024 * 1024);
+        /// Client connections at one time; beyond it a connection is answered 503 and closed.
+        max_connections: usize = 65_536 => 1, 1 << 24;
+        /// Requests forwarded at one time; beyond it a request is answered 503 with `Retry-After`.
+        max_in_flight: usize = 65_536 => 1, 1 << 24;
+        /// Further instances that are tried for a request whose instance fails before the first byte of an answer.
+        retry_count: u32 = 2 => 0, 16;
+        /// When and how often they are tried.
+        retry: Retry = Retry::default();
+        /// Deadlines of clients' connections.
+        timeouts: Timeouts = Timeouts::default();
+        /// Connections to instances.
+        upstream: Upstream = Upstream::default();
+        /// Forward body members and headers that steer an engine (`kv_transfer_params` and the like) instead of
+        /// refusing them. Only behind clients that are trusted as much as the gateway.
+        allow_steering: bool = false;
+        /// Age of the scheduler's state from which load is judged by this gateway's own requests alone. What is
+        /// known of prefixes stays in use.
+        stale_after: Duration = secs(10) => ms(100), DAY;
+        /// Age of the list of instances from which, if nothing else is known either, instances are taken in turn.
+        blind_after: Duration = secs(60) => ms(100), DAY;
+        /// Longest wait for the scheduler's state after a start; then `instances` are served.
+        wait_for_snapshot: Duration = secs(5) => ms(0), secs(3600);
+    }
+}
+
+section! {
+    /// Each is an engine, or anything that speaks OpenAI's routes.
+    pub struct Instance {
+        /// Its name in metrics and logs. Without it: host and port of the URL.
+        name: Option<String> = None;
+        /// Where it is. Must be given.
+        url: Option<HttpUrl> = None;
+        /// Models it serves. Without it: any that a client asks for.
+        models: Vec<String> = Vec::new();
+    }
+}
+
+section! {
+    /// Retries happen only before the first byte of an answer and never after an answer of 4xx.
+    pub struct Retry {
+        /// Pause before the first retry; doubled for each further one, with jitter.
+        backoff: Duration = ms(5) => ms(0), secs(10);
+        /// Retries as a share of the requests served: a fleet that fails altogether is not hit with a multiple of its
+        /// load.
+        budget: f64 = 0.2 => 0.0, 10.0;
+        /// Retries per second of each shard that are free of the budget.
+        budget_floor: u32 = 10 => 0, 1_000_000;
+    }
+}
+
+section! {
+    /// There is no deadline for an engine's answer: a long prefill is not a failure.
+    pub struct Timeouts {
+        /// From the first byte of a request's head to its last; then 408.
+        head: Duration = secs(10) => ms(10), secs(3600);
+        /// Longest silence while a request's body arrives; then 408.
+        body: Duration = secs(30) => ms(10), secs(3600);
+        /// Longest time between two requests on a connection; then it is closed.
+        idle: Duration = secs(75) => ms(10), DAY;
+        /// Longest time a client may leave its answer unread; then the answer is cut and the engine's work cancelled.
+        stall: Duration = secs(300) => ms(100), DAY;
+        /// Connecting to an instance.
+        connect: Duration = secs(2) => ms(10), secs(300);
+    }
+}
+
+section! {
+    /// Connections are kept and used again, by each shard for itself.
+    pub struct Upstream {
+        /// Longest idle life of a connection. Shorter than the engines' own limit (uvicorn: 5 s), so that a request
+        /// seldom meets a connection that is being closed.
+        idle: Duration = secs(2) => ms(1), secs(3600);
+        /// Idle connections of one shard to one target; beyond it the oldest is closed.
+        max_per_target: usize = 1024 => 0, 65_536;
+    }
+}
+
+section! {
+    /// The scheduler holds the truth about instances, load and cached prefixes, and tells it to the gateways.
+    pub struct Scheduler {
+        /// Address (UDP) for gateways and agents.
+        listen: SocketAddr = everywhere(7400);
+        /// Address of `/metrics`, `/healthz`, `/readyz` and `/debug/*`.
+        admin: Option<SocketAddr> = Some(here(7401));
+        /// Folder with the scheduler's certificate and key. Needed.
+        identity: Option<PathBuf> = None;
+        /// Memory for the prefix index; beyond it the longest unused prefixes are forgotten, here and in every
+        /// gateway.
+        index_bytes: Size = Size::mib(1024) => Size::mib(1), Size::mib(1024 * 1024);
+        /// Interval of heartbeats with every peer. Three missed ones remove an instance.
+        heartbeat: Duration = secs(1) => ms(10), secs(60);
+    }
+}
+
+section! {
+    /// The agent stands beside one engine and tells the scheduler about it.
+    pub struct Agent {
+        /// The engine. Must be given, here or on the command line.
+        engine: Option<HttpUrl> = None;
+        /// The scheduler. Must be given, here or on the command line.
+        scheduler: Option<HostPort> = None;
+        /// Folder with the agent's certificate and key. Needed.
+        identity: Option<PathBuf> = None;
+        /// Where gateways reach the engine, when they cannot use `engine`: an agent beside its engine in a pod says
+        /// `http://127.0.0.1:8000` there and the pod's address here.
+        advertise: Option<HostPort> = None;
+        /// Address of `/metrics`, `/healthz` and `/readyz`.
+        listen: Option<SocketAddr> = Some(here(7402));
+        /// Name of the instance, unique in the cluster. Without it: the name in the certificate, or the advertised
+        /// address where the certificate fits any name.
+        name: Option<String> = None;
+        /// Interval of reading the engine's metrics while it works.
+        scrape_busy: Duration = ms(250) => ms(10), secs(60);
+        /// Interval of reading them while it is idle.
+        scrape_idle: Duration = secs(2) => ms(10), secs(600);
+    }
+}
+
+section! {
+    /// Standard output stays free for what a command prints.
+    pub struct Log {
+        /// Which lines are written.
+        level: LogFilter = LogFilter::default();
+        /// Their form.
+        format: LogFormat = LogFormat::Text;
+    }
+}
+
+/// Refuses `later` below `earlier`.
+fn ordered(path: &str, later: (&str, Duration), earlier: (&str, Duration)) -> Result<(), ConfigError> {
+    if later.1 >= earlier.1 {
+        return Ok(());
+    }
+    let allowed = format!("at least {} ({})", earlier.0, earlier.1.show());
+    Err(ConfigError::value(&join(path, later.0), later.1.show(), allowed))
+}
+
+impl Check for Gateway {
+    fn check(&self, path: &str) -> Result<(), ConfigError> {
+        ordered(path, ("blind_after", self.blind_after), ("stale_after", self.stale_after))?;
+        if self.admin == Some(self.listen) && self.listen.port() != 0 {
+            let allowed = "another address than listen's";
+            return Err(ConfigError::value(&join(path, "admin"), self.listen, allowed));
+        }
+        let mut names: Vec<String> = self.instances.iter().filter_map(Instance::name).collect();
+        names.sort_unstable();
+        match names.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => {
+                let at = join(path, "instances");
+                Err(ConfigError::value(
+                    &at,
+                    format!("{:?} twice", pair[0]),
+                    "a name and an address of its own for each",
+                ))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl Instance {
+    /// The name given, or host and port.
+    pub fn name(&self) -> Option<String> {
+        self.name.clone().or_else(|| Some(self.url.as_ref()?.authority().to_string()))
+    }
+}
+
+impl Check for Instance {
+    fn check(&self, path: &str) -> Result<(), ConfigError> {
+        let at = join(path, "url");
+        match &self.url {
+            None => Err(ConfigError::Missing { path: at, allowed: HttpUrl::allowed() }),
+            Some(url) if !url.path().is_empty() => Err(ConfigError::value(
+                &at,
+                url,
+                "a URL without a path: the client's path is what the engine gets",
+            )),
+            Some(_) => Ok(()),
+        }
+    }
+}
+
+impl Check for Agent {
+    fn check(&self, path: &str) -> Result<(), ConfigError> {
+        ordered(path, ("scrape_idle", self.scrape_idle), ("scrape_busy", self.scrape_busy))
+    }
+}
+
+impl Check for Config {}
+impl Check for Retry {}
+impl Check for Timeouts {}
+impl Check for Upstream {}
+impl Check for Scheduler {}
+impl Check for Log {}
+
+impl Config {
+    /// The gateway's certificate folder: its own, else the shared one.
+    pub fn gateway_identity(&self) -> Option<&PathBuf> {
+        self.gateway.identity.as_ref().or(self.identity.as_ref())
+    }
+
+    /// The scheduler's certificate folder: its own, else the shared one.
+    pub fn scheduler_identity(&self) -> Option<&PathBuf> {
+        self.scheduler.identity.as_ref().or(self.identity.as_ref())
+    }
+
+    /// The agent's certificate folder: its own, else the shared one.
+    pub fn agent_identity(&self) -> Option<&PathBuf> {
+        self.agent.identity.as_ref().or(self.identity.as_ref())
+    }
+}

@@ -1,0 +1,279 @@
+//! Values with a form of their own.
+
+use crate::error::ConfigError;
+use crate::setting::{Setting, read_text, wrong};
+use fairlead_routing::PolicyName;
+use serde_yaml_ng::Value;
+use std::fmt;
+
+/// `host:port`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct HostPort(String);
+
+impl HostPort {
+    /// Reads `host:port`; an IPv6 address stands in brackets.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (host, port) = text.rsplit_once(':')?;
+        let good_port =
+            port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port > 0);
+        let good_host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+            Some(inner) => inner.parse::<std::net::Ipv6Addr>().is_ok(),
+            None => {
+                (1..=253).contains(&host.len())
+                    && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
+            }
+        };
+        (good_port && good_host).then(|| Self(text.to_owned()))
+    }
+
+    /// As written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Setting for HostPort {
+    fn allowed() -> String {
+        "HOST:PORT, an IPv6 address in brackets".into()
+    }
+    fn read(value: &Value, path: &str) -> Result<Self, ConfigError> {
+        read_text(value, path, Self::parse)
+    }
+    fn show(&self) -> String {
+        self.0.clone()
+    }
+}
+
+/// `http://host[:port][/path]`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct HttpUrl {
+    authority: HostPort,
+    path: String,
+}
+
+impl HttpUrl {
+    /// Reads a URL; the port is 80 when none is given.
+    pub fn parse(text: &str) -> Option<Self> {
+        let rest = text.strip_prefix("http://")?;
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let path = path.trim_end_matches('/');
+        if !path.is_empty() && !is_path(path) {
+            return None;
+        }
+        let authority = HostPort::parse(authority).or_else(|| HostPort::parse(&format!("{authority}:80")))?;
+        Some(Self { authority, path: path.to_owned() })
+    }
+
+    /// Host and port.
+    pub fn authority(&self) -> &HostPort {
+        &self.authority
+    }
+
+    /// The path, without a slash at its end; empty for none.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+}
+
+impl fmt::Display for HttpUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http://{}{}", self.authority, self.path)
+    }
+}
+
+impl Setting for HttpUrl {
+    fn allowed() -> String {
+        "a URL like `http://HOST:PORT`".into()
+    }
+    fn read(value: &Value, path: &str) -> Result<Self, ConfigError> {
+        read_text(value, path, Self::parse)
+    }
+    fn show(&self) -> String {
+        self.to_string()
+    }
+}
+
+/// A URL path of plain characters that starts with a slash and does not end in one.
+fn is_path(text: &str) -> bool {
+    text.starts_with('/')
+        && !text.ends_with('/')
+        && !text.contains("//")
+        && !text.split('/').any(|part| part == "." || part == "..")
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'.' | b'-' | b'_' | b'~'))
+}
+
+/// A prefix of all paths; empty for none.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
+pub struct BasePath(String);
+
+impl BasePath {
+    /// As written; empty for none.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Setting for BasePath {
+    fn allowed() -> String {
+        "a path like `/api/predict/chat` of letters, digits and `. - _ ~`, without a slash at its end".into()
+    }
+    fn read(value: &Value, path: &str) -> Result<Self, ConfigError> {
+        read_text(value, path, |text| (text.is_empty() || is_path(text)).then(|| Self(text.to_owned())))
+    }
+    fn show(&self) -> String {
+        self.0.clone()
+    }
+}
+
+/// How many shards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Shards {
+    /// As many as the process may use cores, less one from four up.
+    #[default]
+    Auto,
+    /// So many.
+    Exactly(usize),
+}
+
+impl Setting for Shards {
+    fn allowed() -> String {
+        "`auto` or a number from 1 to 1024".into()
+    }
+    fn read(value: &Value, path: &str) -> Result<Self, ConfigError> {
+        if value.as_str() == Some("auto") {
+            return Ok(Self::Auto);
+        }
+        let count = value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| (1..=1024).contains(n));
+        count.map(Self::Exactly).ok_or_else(|| wrong::<Self>(value, path))
+    }
+    fn show(&self) -> String {
+        match self {
+            Self::Auto => "auto".into(),
+            Self::Exactly(count) => count.to_string(),
+        }
+    }
+}
+
+macro_rules! words {
+    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $word:literal,)* }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+        pub enum $name { $($(#[$doc])* $variant,)* }
+
+        impl $name {
+            /// Every value with its spelling.
+            pub const ALL: &[($name, &str)] = &[$(($name::$variant, $word)),*];
+
+            /// The configured spelling.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word,)* }
+            }
+        }
+
+        impl Setting for $name {
+            fn allowed() -> String {
+                let words: Vec<_> = Self::ALL.iter().map(|(_, word)| format!("`{word}`")).collect();
+                words.join(", ")
+            }
+            fn read(value: &Value, path: &str) -> Result<Self, ConfigError> {
+                read_text(value, path, |text| {
+                    Self::ALL.iter().find(|(_, word)| *word == text).map(|(name, _)| *name)
+                })
+            }
+            fn show(&self) -> String {
+                self.as_str().into()
+            }
+        }
+    };
+}
+
+words! {
+    /// How shards wait for the kernel.
+    Driver {
+        /// io_uring where the kernel grants it, else epoll.
+        #[default]
+        Auto = "auto",
+        /// io_uring, or no start.
+        Uring = "uring",
+        /// epoll.
+        Epoll = "epoll",
+    }
+}
+
+words! {
+    /// Form of the log.
+    LogFormat {
+        /// For eyes.
+        #[default]
+        Text = "text",
+        /// One JSON object per line.
+        Json = "json",
+    }
+}
+
+/// Which log lines are written: a level, or levels by module.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct LogFilter(String);
+
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+impl LogFilter {
+    /// Reads `level` or `module=level`, several of them with commas between.
+    pub fn parse(text: &str) -> Option<Self> {
+        let good = text.split(',').all(|directive| match directive.trim().split_once('=') {
+            None => LEVELS.contains(&directive.trim()),
+            Some((module, level)) => {
+                !module.is_empty()
+                    && module.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b':' | b'-'))
+                    && LEVELS.contains(&level)
+            }
+        });
+        good.then(|| Self(text.to_owned()))
+    }
+
+    /// As written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for LogFilter {
+    fn default() -> Self {
+        Self("info".into())
+    }
+}
+
+impl Setting for LogFilter {
+    fn allowed() -> String {
+        let levels = LEVELS.map(|level| format!("`{level}`")).join(", ");
+        format!("{levels}, also by module: `info,fairlead_agent=debug`")
+    }
+    fn read(value: &Value, path: &str) -> Result<Self, ConfigError> {
+        // YAML 1.1 habits: a bare `off` may have become false on its way here.
+        if value.as_bool() == Some(false) {
+            return Ok(Self("off".into()));
+        }
+        read_text(value, path, Self::parse)
+    }
+    fn show(&self) -> String {
+        self.0.clone()
+    }
+}
+
+impl Setting for PolicyName {
+    fn allowed() -> String {
+        PolicyName::ALL.map(|name| format!("`{name}`")).join(", ")
+    }
+    fn read(value: &Value, path: &str) -> Result<Self, ConfigError> {
+        read_text(value, path, |text| text.parse().ok())
+    }
+    fn show(&self) -> String {
+        self.to_string()
+    }
+}

@@ -1,0 +1,184 @@
+//! What a file may say, and how it is refused.
+
+use fairlead_config::{Config, ConfigError, Driver, LogFormat, Shards, Size};
+use proptest::prelude::*;
+use std::time::Duration;
+
+fn refused(yaml: &str) -> ConfigError {
+    match Config::from_yaml(yaml) {
+        Ok(_) => panic!("accepted: {yaml}"),
+        Err(error) => error,
+    }
+}
+
+#[test]
+fn nothing_means_the_defaults() {
+    for text in ["", "{}", "gateway:", "gateway: {}\nlog:\n", "gateway:\n  policy:\n", "# only a comment\n"] {
+        assert_eq!(Config::from_yaml(text).expect(text), Config::default(), "{text:?}");
+    }
+}
+
+#[test]
+fn every_kind_of_value_is_read() {
+    let config = Config::from_yaml(
+        r#"
+identity: /etc/fairlead/all
+gateway:
+  listen: "[::1]:80"
+  admin: off
+  shards: 3
+  driver: epoll
+  base_path: /api/predict/chat
+  scheduler: scheduler.internal:7400
+  policy: round-robin
+  instances:
+    - {name: a, url: "http://10.0.0.1:8000", models: [m1, m2]}
+    - url: http://engine-b
+  max_body: 1MiB
+  max_head: 8192
+  retry_count: 0
+  retry: {backoff: 20, budget: 1}
+  timeouts: {head: 1.5s, idle: 2m}
+  stale_after: 200ms
+  allow_steering: true
+scheduler:
+  identity: /etc/fairlead/scheduler
+  index_bytes: 2GiB
+log: {level: "warn,fairlead_agent=debug", format: json}
+"#,
+    )
+    .expect("valid");
+    let gateway = &config.gateway;
+    assert_eq!(gateway.listen.to_string(), "[::1]:80");
+    assert_eq!(gateway.admin, None);
+    assert_eq!((gateway.shards, gateway.driver), (Shards::Exactly(3), Driver::Epoll));
+    assert_eq!(gateway.base_path.as_str(), "/api/predict/chat");
+    assert_eq!(gateway.scheduler.as_ref().map(|s| s.as_str()), Some("scheduler.internal:7400"));
+    assert_eq!(gateway.policy.as_str(), "round-robin");
+    let names: Vec<_> = gateway.instances.iter().filter_map(|instance| instance.name()).collect();
+    assert_eq!(names, ["a", "engine-b:80"]);
+    assert_eq!(gateway.instances[0].models, ["m1", "m2"]);
+    assert_eq!((gateway.max_body, gateway.max_head.bytes()), (Size::mib(1), 8192));
+    assert_eq!((gateway.retry_count, gateway.retry.backoff), (0, Duration::from_millis(20)));
+    assert_eq!(gateway.retry.budget, 1.0);
+    assert_eq!(gateway.timeouts.head, Duration::from_millis(1500));
+    assert_eq!(gateway.timeouts.idle, Duration::from_secs(120));
+    assert_eq!(gateway.timeouts.body, Duration::from_secs(30), "keys not given keep their defaults");
+    assert!(gateway.allow_steering);
+    assert_eq!(config.gateway_identity().map(|p| p.to_str()), Some(Some("/etc/fairlead/all")));
+    assert_eq!(config.scheduler_identity().map(|p| p.to_str()), Some(Some("/etc/fairlead/scheduler")));
+    assert_eq!(config.log.format, LogFormat::Json);
+}
+
+#[test]
+fn json_and_merge_keys_are_yaml() {
+    let config =
+        Config::from_yaml(r#"{"gateway": {"retry_count": 5}, "log": {"format": "json"}}"#).expect("JSON");
+    assert_eq!(config.gateway.retry_count, 5);
+    let merged = "gateway:\n  timeouts: &t {head: 1s}\n  retry: {}\nlog: &l {level: debug}\n";
+    assert_eq!(Config::from_yaml(merged).expect("anchors").gateway.timeouts.head, Duration::from_secs(1));
+}
+
+/// Each wrong file with what its message must name: the path, the value, something of what is allowed.
+#[test]
+fn refusals_name_key_value_and_what_is_allowed() {
+    for (yaml, names) in [
+        ("gatway: {}", &["gatway: no such key", "did you mean gateway?", "scheduler"][..]),
+        ("gateway: {listn: 1}", &["gateway.listn", "did you mean listen?", "base_path"]),
+        ("gateway: {max_queue_siz: 1}", &["gateway.max_queue_siz", "no such key", "retry_count"]),
+        ("gateway: {retry: {count: 1}}", &["gateway.retry.count", "backoff"]),
+        ("gateway: {instances: [{url: 'http://a', nmae: x}]}", &["gateway.instances[0].nmae", "name"]),
+        ("gateway: {policy: bestest}", &["gateway.policy", "\"bestest\"", "`prefix-cache`", "`round-robin`"]),
+        ("gateway: {listen: 8080}", &["gateway.listen", "8080", "IP:PORT"]),
+        ("gateway: {listen: 'localhost:80'}", &["gateway.listen", "localhost:80", "IP:PORT"]),
+        ("gateway: {admin: nope}", &["gateway.admin", "\"nope\"", "or `off`"]),
+        ("gateway: {shards: 0}", &["gateway.shards", "0", "1 to 1024"]),
+        ("gateway: {shards: many}", &["gateway.shards", "\"many\"", "`auto`"]),
+        ("gateway: {driver: kqueue}", &["gateway.driver", "\"kqueue\"", "`uring`"]),
+        ("gateway: {base_path: 'api/'}", &["gateway.base_path", "\"api/\"", "without a slash"]),
+        ("gateway: {base_path: '/a/../b'}", &["gateway.base_path", "/a/../b"]),
+        ("gateway: {max_body: 64 Moo}", &["gateway.max_body", "64 Moo", "`64MiB`"]),
+        ("gateway: {max_body: -1}", &["gateway.max_body", "-1", "size"]),
+        ("gateway: {max_body: 1}", &["gateway.max_body", "1", "from 1KiB to 16GiB"]),
+        ("gateway: {retry_count: 17}", &["gateway.retry_count", "17", "from 0 to 16"]),
+        ("gateway: {retry_count: 1.5}", &["gateway.retry_count", "1.5", "whole number"]),
+        ("gateway: {retry_count: two}", &["gateway.retry_count", "\"two\"", "whole number"]),
+        ("gateway: {retry: {budget: .nan}}", &["gateway.retry.budget", "number"]),
+        ("gateway: {timeouts: {head: soon}}", &["gateway.timeouts.head", "\"soon\"", "`10s`"]),
+        ("gateway: {timeouts: {head: 1ms}}", &["gateway.timeouts.head", "1ms", "from 10ms to 1h"]),
+        ("gateway: {timeouts: 5}", &["gateway.timeouts", "5", "section"]),
+        ("gateway: {blind_after: 1s}", &["gateway.blind_after", "1s", "stale_after", "10s"]),
+        ("gateway: {instances: {url: x}}", &["gateway.instances", "list"]),
+        ("gateway: {instances: [{name: a}]}", &["gateway.instances[0].url", "missing", "http://"]),
+        ("gateway: {instances: [{url: 'https://a'}]}", &["gateway.instances[0].url", "https://a", "http://"]),
+        (
+            "gateway: {instances: [{url: 'http://a/v1'}]}",
+            &["gateway.instances[0].url", "http://a:80/v1", "path"],
+        ),
+        (
+            "gateway: {instances: [{url: 'http://a'}, {url: 'http://a:80'}]}",
+            &["gateway.instances", "a:80", "twice"],
+        ),
+        ("gateway: {scheduler: 'a'}", &["gateway.scheduler", "\"a\"", "HOST:PORT"]),
+        ("gateway: {admin: '0.0.0.0:8080'}", &["gateway.admin", "0.0.0.0:8080", "another address"]),
+        ("gateway: {allow_steering: yes please}", &["gateway.allow_steering", "`true`"]),
+        ("agent: {scrape_idle: 100ms}", &["agent.scrape_idle", "100ms", "scrape_busy"]),
+        ("agent: {engine: 'ftp://x'}", &["agent.engine", "ftp://x", "http://"]),
+        ("agent: {name: ''}", &["agent.name", "\"\"", "1 to 256"]),
+        ("log: {level: loud}", &["log.level", "\"loud\"", "`info`"]),
+        ("log: {format: [text]}", &["log.format", "list", "`json`"]),
+        ("identity: 5", &["identity", "5", "path"]),
+        ("- a list", &["the file", "list", "gateway"]),
+        ("gateway: {1: 2}", &["gateway", "1", "keys"]),
+        ("gateway: {listen: 'a", &["not YAML", "line"]),
+        ("gateway: {policy: random, policy: random}", &["not YAML", "policy"]),
+    ] {
+        let message = refused(yaml).to_string();
+        for name in names {
+            assert!(message.contains(name), "{yaml}\n  says: {message}\n  lacks: {name}");
+        }
+    }
+}
+
+#[test]
+fn errors_are_typed() {
+    assert_eq!(refused("gateway: {listn: 1}").path().as_deref(), Some("gateway.listn"));
+    match refused("gateway: {retry_count: 99}") {
+        ConfigError::Value { path, value, allowed } => {
+            assert_eq!((path.as_str(), value.as_str()), ("gateway.retry_count", "99"));
+            assert_eq!(allowed, "a whole number, from 0 to 16");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(Config::load("/nonexistent/x.yaml"), Err(ConfigError::File { .. })));
+}
+
+#[test]
+fn a_long_wrong_value_is_not_repeated_whole() {
+    let message = refused(&format!("gateway: {{policy: {}}}", "ä".repeat(5000))).to_string();
+    assert!(message.len() < 600, "{}", message.len());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn no_text_panics(text in "(gateway|scheduler|log|agent)?[:{} ,\\[\\]a-z0-9&*<'\"\\n-]{0,60}") {
+        let _ = Config::from_yaml(&text);
+    }
+
+    #[test]
+    fn times_survive_being_shown(millis in 10u64..3_600_000) {
+        use fairlead_config::Setting;
+        let time = Duration::from_millis(millis);
+        let config = Config::from_yaml(&format!("gateway: {{timeouts: {{head: {}}}}}", time.show())).expect("valid");
+        prop_assert_eq!(config.gateway.timeouts.head, time);
+    }
+
+    #[test]
+    fn sizes_survive_being_shown(bytes in 1024u64..(16 << 30)) {
+        use fairlead_config::Setting;
+        let config = Config::from_yaml(&format!("gateway: {{max_body: {}}}", Size(bytes).show())).expect("valid");
+        prop_assert_eq!(config.gateway.max_body, Size(bytes));
+    }
+}
