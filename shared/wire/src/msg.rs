@@ -403,7 +403,9 @@ pub struct PeerLoad {
     pub gateway: u32,
     /// Of the gateway's [`GatewayLoad`].
     pub version: u64,
-    /// Changed targets, absolute.
+    /// Whether a target that is not listed has nothing in flight.
+    pub full: bool,
+    /// Changed targets, absolute; all of them when `full`.
     pub targets: Vec<InFlight>,
 }
 

@@ -1,0 +1,620 @@
+//! A gateway's copy of the truth: the single writer of what its shards read.
+//!
+//! # Slots
+//! Targets have slots of this gateway's own; operations are translated when they are applied. A scheduler's restart
+//! changes only the translation, so guards of running requests, counters and the overlay stay valid through it.
+//!
+//! # Two trees
+//! Runs of the index have the same names in two indexes only when both have applied the same operations, so a new
+//! state can never be mixed into an old tree. There are two trees, both read by every lookup (one is nearly always
+//! empty, which costs one failed probe); the *live* one follows the stream.
+//! - A snapshot of the same epoch is loaded into the other tree, while the live one goes on answering; when it is
+//!   complete, it becomes the live one and the old is emptied.
+//! - At the first snapshot of a new epoch the old tree becomes the *base*: it answers on, unchanged but for targets
+//!   that are gone, beside the tree that follows the new epoch. The base is emptied when the epoch is settled
+//!   (`EpochSettled`, or a snapshot taken after it); unconfirmed targets go at the same moment.
+//! - A further snapshot while there is a base: the live tree's paths are entered in the base, then it is emptied and
+//!   loaded anew.
+//!
+//! So what the gateway knew is in use until the truth says otherwise, and after a settled epoch the live tree alone
+//! remains, equal to the truth.
+//!
+//! # New epoch
+//! A target is the same when instance name, rank and engine incarnation are: it is confirmed, and keeps its local slot
+//! and its base holdings. Another incarnation ends the old target at once. What this gateway remembers of each target
+//! is sent to the new scheduler as recollections; overlay entries are sent again as placements.
+//!
+//! # Gaps
+//! A frame that does not start at the sequence held is kept (bounded), and a resume asked for; what comes from the
+//! ring or as a snapshot is applied, then what was kept. A heartbeat names the scheduler's newest sequence, so that a
+//! lost last frame is noticed too.
+//!
+//! # Too small
+//! When the index does not fit this gateway's budget, or there are more targets than local slots, prefix knowledge is
+//! switched off until the next snapshot, and the status says so: routing goes on by load.
+
+mod account;
+mod apply;
+mod load;
+mod overlay;
+mod send;
+mod sink;
+mod table;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use ahash::AHashSet;
+use fairlead_prefix::{Config, Hits, Reader, Writer};
+use fairlead_wire::limits::MAX_TARGETS;
+use fairlead_wire::msg::{InFlight, InstanceInfo, Op, Placement, Pong, Welcome};
+use fairlead_wire::{Frame, FrameError, Kind, Message, TargetId};
+
+use crate::ClockMap;
+use load::Peers;
+use overlay::Overlay;
+pub use send::Outgoing;
+pub use sink::{EngineView, ReplicaSink, ReservationSource, Trust};
+use table::Table;
+
+/// A tick later than this after the one before means that this process was starved.
+const STALL_US: u64 = 500_000;
+
+/// Settings of a [`Replica`].
+#[derive(Clone, Debug)]
+pub struct ReplicaConfig {
+    /// Byte budget of each of the two trees; one of them is nearly always empty.
+    pub index_bytes: usize,
+    /// Byte budget of unconfirmed placements.
+    pub overlay_bytes: usize,
+    /// How long an unconfirmed placement counts while the scheduler is there, microseconds.
+    pub overlay_keep_us: u64,
+    /// Local target slots, cooling ones included.
+    pub max_targets: usize,
+    /// Least interval between two messages about this gateway's reservations, microseconds.
+    pub load_us: u64,
+    /// How long a local slot rests before a new target gets it, microseconds.
+    pub slot_grace_us: u64,
+    /// Operations kept while a snapshot is loaded, bytes.
+    pub buffer_bytes: usize,
+    /// Placements waiting to be sent, bytes.
+    pub queue_bytes: usize,
+    /// A snapshot that makes no progress for so long is asked for again, microseconds.
+    pub stall_us: u64,
+    /// Silence after which other parties' load no longer counts, microseconds.
+    pub stale_us: u64,
+    /// Silence after which even the target list is doubted, microseconds.
+    pub blind_us: u64,
+}
+
+impl Default for ReplicaConfig {
+    fn default() -> Self {
+        Self {
+            index_bytes: 768 << 20,
+            overlay_bytes: 64 << 20,
+            overlay_keep_us: 5_000_000,
+            max_targets: MAX_TARGETS,
+            load_us: 1_000,
+            slot_grace_us: 2_000_000,
+            buffer_bytes: 64 << 20,
+            queue_bytes: 4 << 20,
+            stall_us: 5_000_000,
+            stale_us: 10_000_000,
+            blind_us: 300_000_000,
+        }
+    }
+}
+
+/// What shards look up prefixes in: the answer is the largest per target.
+#[derive(Clone)]
+pub struct Readers {
+    /// The two trees of the replica.
+    pub index: [Reader; 2],
+    /// Unconfirmed placements.
+    pub overlay: Reader,
+}
+
+/// Why a frame was not taken. The link should be closed.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplicaError {
+    /// The frame is malformed.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// A scheduler does not send this.
+    #[error("{0:?} is not for a gateway")]
+    Unexpected(Kind),
+    /// No link has been announced with [`Replica::connected`].
+    #[error("a frame without a link")]
+    NotConnected,
+}
+
+/// Counts since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReplicaStats {
+    /// Operations applied.
+    pub ops: u64,
+    /// Frames of operations applied.
+    pub delta_frames: u64,
+    /// Frames that did not follow on what is held.
+    pub gaps: u64,
+    /// Resumes asked for.
+    pub resumes: u64,
+    /// Snapshots loaded.
+    pub snapshots: u64,
+    /// Epochs begun after the first.
+    pub epochs: u64,
+    /// Operations that did not apply: a new snapshot was asked for.
+    pub diverged: u64,
+    /// Placements not sent for want of room (they stay in the overlay).
+    pub placements_dropped: u64,
+    /// Placements sent.
+    pub placements_sent: u64,
+    /// Overlay entries given up for want of room.
+    pub overlay_crowded: u64,
+    /// Load messages of other sessions or epochs.
+    pub loads_ignored: u64,
+    /// Targets that found no local slot.
+    pub targets_refused: u64,
+}
+
+/// State of a replica, for metrics and admin pages.
+#[derive(Clone, Debug)]
+pub struct ReplicaStatus {
+    /// Epoch and sequence held; 0 before the first snapshot.
+    pub epoch: u64,
+    /// See `epoch`.
+    pub sequence: u64,
+    /// Time since the scheduler was last heard, microseconds.
+    pub age_us: u64,
+    /// Whether there is a link.
+    pub connected: bool,
+    /// Whether the live tree follows the linked scheduler.
+    pub synced: bool,
+    /// Whether an old epoch's state is still in use.
+    pub provisional: bool,
+    /// Whether a snapshot is being loaded.
+    pub loading: bool,
+    /// Whether prefix knowledge is switched off for want of room.
+    pub index_off: bool,
+    /// How far the state may be trusted.
+    pub trust: Trust,
+    /// Known targets.
+    pub targets: usize,
+    /// Those that may be picked.
+    pub ready: usize,
+    /// Other gateways.
+    pub peers: usize,
+    /// Overlay entries.
+    pub overlay_entries: usize,
+    /// Overlay bytes, everything counted.
+    pub overlay_bytes: usize,
+    /// Size of both trees together.
+    pub blocks: u64,
+    /// See `blocks`.
+    pub index_bytes: u64,
+    /// Round trip to the scheduler, microseconds.
+    pub round_trip_us: Option<u64>,
+    /// Counts.
+    pub stats: ReplicaStats,
+}
+
+/// A link to a scheduler.
+struct Link {
+    epoch: u64,
+    heartbeat_us: u64,
+    clock: ClockMap,
+    next_ping_us: u64,
+    pongs: VecDeque<Pong>,
+    /// The scheduler's newest sequence that was heard of.
+    head: u64,
+    resume: bool,
+    next_resume_us: u64,
+    /// The next load message lists everything.
+    full_load: bool,
+    next_full_us: u64,
+    next_load_us: u64,
+    /// Creation time of the last list of live peers, so that an older one is not taken for news.
+    live_us: u64,
+    /// Whether a list of live peers has come.
+    peers_known: bool,
+}
+
+/// A snapshot on its way into a tree.
+struct Loading {
+    sequence: u64,
+    next_part: u32,
+    into: usize,
+    /// Targets that the snapshot lists.
+    listed: AHashSet<u32>,
+}
+
+/// Operations that came too early.
+struct Early {
+    base: u64,
+    new: u64,
+    ops: Vec<Op>,
+    bytes: usize,
+}
+
+/// See the module's documentation.
+pub struct Replica<S> {
+    config: ReplicaConfig,
+    sink: S,
+    trees: [Writer; 2],
+    readers: [Reader; 2],
+    hits: Hits,
+    live: usize,
+    /// The other tree holds the old epoch's state.
+    base: bool,
+    /// Version of the live tree.
+    held: Option<(u64, u64)>,
+    /// Whether the live tree is that version (not while it is being loaded or after a divergence).
+    whole: bool,
+    settled: bool,
+    index_off: bool,
+    loading: Option<Loading>,
+    early: VecDeque<Early>,
+    early_bytes: usize,
+    table: Table,
+    table_changed: bool,
+    overlay: Overlay,
+    /// Overlay entries to be sent again.
+    resend: VecDeque<u64>,
+    resend_due: bool,
+    queue: VecDeque<Placement>,
+    queue_bytes: usize,
+    /// Targets whose recollections have not been sent.
+    recollect: VecDeque<TargetId>,
+    recollections: VecDeque<bytes::Bytes>,
+    peers: Peers,
+    link: Option<Link>,
+    load_version: u64,
+    load_dirty: bool,
+    next_sample_us: u64,
+    next_chores_us: u64,
+    last_heard_us: u64,
+    /// Last time the stream got further.
+    progress_us: u64,
+    last_tick_us: u64,
+    trust: Trust,
+    now_us: u64,
+    stats: ReplicaStats,
+}
+
+impl<S: ReplicaSink + ReservationSource> Replica<S> {
+    /// An empty replica; `sink` is made from the readers that the shards will use.
+    pub fn new(config: ReplicaConfig, sink: impl FnOnce(&Readers) -> S, now_us: u64) -> Self {
+        let tree = |max_bytes| fairlead_prefix::new(Config { max_bytes, max_targets: config.max_targets });
+        let (first, first_reader) = tree(config.index_bytes);
+        let (second, second_reader) = tree(config.index_bytes);
+        let (overlay, overlay_reader) = tree(config.overlay_bytes);
+        let readers = Readers { index: [first_reader, second_reader], overlay: overlay_reader };
+        Self {
+            sink: sink(&readers),
+            trees: [first, second],
+            readers: readers.index,
+            hits: Hits::default(),
+            live: 0,
+            base: false,
+            held: None,
+            whole: false,
+            settled: false,
+            index_off: false,
+            loading: None,
+            early: VecDeque::new(),
+            early_bytes: 0,
+            table: Table::new(config.max_targets),
+            table_changed: false,
+            overlay: Overlay::new(overlay, config.overlay_bytes, config.overlay_keep_us),
+            resend: VecDeque::new(),
+            resend_due: false,
+            queue: VecDeque::new(),
+            queue_bytes: 0,
+            recollect: VecDeque::new(),
+            recollections: VecDeque::new(),
+            peers: Peers::default(),
+            link: None,
+            load_version: 0,
+            load_dirty: false,
+            next_sample_us: now_us,
+            next_chores_us: now_us,
+            last_heard_us: now_us,
+            progress_us: now_us,
+            last_tick_us: now_us,
+            trust: Trust::Fresh,
+            now_us,
+            stats: ReplicaStats::default(),
+            config,
+        }
+    }
+
+    /// Version to name in the hello.
+    pub fn have(&self) -> Option<(u64, u64)> {
+        // A tree that is not whole must not be resumed on: no scheduler's ring covers that sequence.
+        self.held.map(|(epoch, sequence)| (epoch, if self.whole { sequence } else { u64::MAX }))
+    }
+
+    /// A scheduler has welcomed this gateway.
+    pub fn connected(&mut self, welcome: &Welcome, now_us: u64) {
+        self.now_us = self.now_us.max(now_us);
+        let now_us = self.now_us;
+        self.drop_link();
+        self.last_heard_us = now_us;
+        self.progress_us = now_us;
+        let heartbeat_us = u64::from(welcome.heartbeat_ms) * 1_000;
+        self.link = Some(Link {
+            epoch: welcome.epoch,
+            heartbeat_us,
+            clock: ClockMap::default(),
+            next_ping_us: now_us,
+            pongs: VecDeque::new(),
+            head: 0,
+            resume: false,
+            next_resume_us: 0,
+            full_load: true,
+            next_full_us: now_us + heartbeat_us,
+            next_load_us: now_us,
+            live_us: 0,
+            peers_known: false,
+        });
+        if self.held.is_some_and(|(epoch, _)| epoch != welcome.epoch) {
+            self.begin_epoch();
+        }
+        self.overlay.renew(now_us);
+        self.resend_due = true;
+        self.settle_trust();
+    }
+
+    /// The link has ended.
+    pub fn disconnected(&mut self, now_us: u64) {
+        self.now_us = self.now_us.max(now_us);
+        self.drop_link();
+    }
+
+    /// A frame has come from the scheduler, on any lane.
+    pub fn on_frame(&mut self, frame: &Frame, now_us: u64) -> Result<(), ReplicaError> {
+        self.now_us = self.now_us.max(now_us);
+        let now_us = self.now_us;
+        let message = frame.message()?;
+        let Some(link) = &mut self.link else { return Err(ReplicaError::NotConnected) };
+        self.last_heard_us = now_us;
+        let stamp = frame.header.stamp();
+        let ours = stamp.epoch == link.epoch;
+        if ours {
+            link.head = link.head.max(stamp.new_seq);
+        }
+        match message {
+            Message::Ping(ping) => {
+                if link.pongs.len() < 16 {
+                    let received_us = now_us;
+                    link.pongs.push_back(Pong { id: ping.id, ping_sent_us: ping.sent_us, received_us });
+                }
+            }
+            Message::Pong(pong) => link.clock.pong(&pong, now_us),
+            Message::Delta(delta) if ours => {
+                self.delta(stamp.base_seq, stamp.new_seq, delta.ops, frame.wire_len());
+            }
+            Message::Snapshot(chunk) if ours => self.snapshot(stamp.new_seq, chunk),
+            Message::LoadUpdate(update) if ours => self.load_update(update, stamp.created_us),
+            // Of the epoch before: the link was made anew meanwhile.
+            Message::Delta(_) | Message::Snapshot(_) | Message::LoadUpdate(_) => {
+                self.stats.loads_ignored += 1
+            }
+            // The driver has taken it with the handshake already.
+            Message::Welcome(_) => {}
+            other => return Err(ReplicaError::Unexpected(other.kind())),
+        }
+        self.publish();
+        Ok(())
+    }
+
+    /// A prompt was sent to a target: it will hold these blocks.
+    pub fn place(&mut self, target: TargetId, path: &[u64], now_us: u64) {
+        self.now_us = self.now_us.max(now_us);
+        let Some(local) = self.table.get(target.slot).filter(|local| local.id == target) else { return };
+        if path.is_empty() {
+            return;
+        }
+        let remote = local.remote;
+        self.readers[self.live].lookup(path, &mut self.hits);
+        if (self.hits.get(target.slot) as usize) < path.len() {
+            self.overlay.add(target, path, self.now_us);
+        }
+        if let Some(remote) = remote {
+            // Sent even when it is known: the truth keeps the order of last use.
+            self.enqueue(Placement { target: remote, path: path.to_vec(), keep: None });
+        }
+    }
+
+    /// The request behind a placement failed before its target answered: of the path, the target holds only the first
+    /// `keep` blocks (what it was known to hold at the pick).
+    pub fn withdraw(&mut self, target: TargetId, path: &[u64], keep: u32, now_us: u64) {
+        self.now_us = self.now_us.max(now_us);
+        let Some(local) = self.table.get(target.slot).filter(|local| local.id == target) else { return };
+        let remote = local.remote;
+        self.overlay.withdraw(target, path);
+        if let Some(remote) = remote
+            && !path.is_empty()
+        {
+            self.enqueue(Placement { target: remote, path: path.to_vec(), keep: Some(keep) });
+        }
+    }
+
+    /// Serves instances from the gateway's own configuration until a scheduler names its targets. Instances known
+    /// already are left alone.
+    pub fn serve_fixed(&mut self, instances: &[InstanceInfo], now_us: u64) {
+        self.now_us = self.now_us.max(now_us);
+        if self.settled {
+            return;
+        }
+        for instance in instances {
+            let info = Arc::new(instance.clone());
+            for rank in 0..info.dp_ranks {
+                if self.table.by_name(&info.name, rank).is_none() {
+                    self.add_target(rank, true, info.clone(), None);
+                }
+            }
+        }
+        self.publish();
+    }
+
+    /// Does what is due. Call at [`Replica::next_deadline`] at the latest.
+    pub fn tick(&mut self, now_us: u64) {
+        self.now_us = self.now_us.max(now_us);
+        let now_us = self.now_us;
+        let stalled = now_us.saturating_sub(self.last_tick_us);
+        self.last_tick_us = now_us;
+        if stalled > STALL_US && self.link.is_some() {
+            // What the scheduler sent meanwhile still waits in our own queues.
+            self.last_heard_us = now_us;
+            self.progress_us = now_us;
+        }
+        if now_us >= self.next_sample_us {
+            self.sample();
+        }
+        if now_us >= self.next_chores_us {
+            self.next_chores_us = now_us + 100_000;
+            self.chores();
+        }
+        self.publish();
+    }
+
+    /// When [`Replica::tick`] has something to do next.
+    pub fn next_deadline(&self) -> u64 {
+        self.next_sample_us.min(self.next_chores_us)
+    }
+
+    /// Whether the scheduler has been silent for three heartbeats: the driver should connect anew.
+    pub fn link_is_dead(&self, now_us: u64) -> bool {
+        self.link
+            .as_ref()
+            .is_some_and(|link| now_us.saturating_sub(self.last_heard_us) > 3 * link.heartbeat_us)
+    }
+
+    /// State, for metrics and admin pages.
+    pub fn status(&self) -> ReplicaStatus {
+        let (epoch, sequence) = self.held.unwrap_or((0, 0));
+        let [first, second] = [self.trees[0].stats(), self.trees[1].stats()];
+        ReplicaStatus {
+            epoch,
+            sequence,
+            age_us: self.now_us.saturating_sub(self.last_heard_us),
+            connected: self.link.is_some(),
+            synced: self.synced(),
+            provisional: self.base,
+            loading: self.loading.is_some(),
+            index_off: self.index_off,
+            trust: self.trust,
+            targets: self.table.len(),
+            ready: self.table.iter().filter(|local| local.ready).count(),
+            peers: self.peers.len(),
+            overlay_entries: self.overlay.len(),
+            overlay_bytes: self.overlay.bytes(),
+            blocks: first.blocks + second.blocks,
+            index_bytes: first.bytes + second.bytes,
+            round_trip_us: self.link.as_ref().and_then(|link| link.clock.round_trip_us()),
+            stats: ReplicaStats { overlay_crowded: self.overlay.crowded, ..self.stats },
+        }
+    }
+
+    /// What the process is told through.
+    pub fn sink(&self) -> &S {
+        &self.sink
+    }
+
+    /// See [`Replica::sink`].
+    pub fn sink_mut(&mut self) -> &mut S {
+        &mut self.sink
+    }
+
+    /// The live tree, for tests and admin pages.
+    pub fn index(&self) -> &Writer {
+        &self.trees[self.live]
+    }
+
+    /// Local and scheduler's id of every confirmed target.
+    pub fn translation(&self) -> Vec<(TargetId, TargetId)> {
+        self.table.iter().filter_map(|local| Some((local.id, TargetId::unpack(local.remote?)))).collect()
+    }
+
+    /// Sums of the other gateways' reservations at a target, as last told to the sink.
+    pub fn peer_sums(&self, target: TargetId) -> Option<InFlight> {
+        self.table.get(target.slot).filter(|local| local.id == target).map(|local| local.peers)
+    }
+
+    /// Whether the live tree follows the linked scheduler.
+    fn synced(&self) -> bool {
+        self.whole
+            && self.link.as_ref().is_some_and(|link| self.held.is_some_and(|(epoch, _)| epoch == link.epoch))
+    }
+
+    fn drop_link(&mut self) {
+        if self.link.take().is_none() {
+            return;
+        }
+        self.abort_loading();
+        self.clear_early();
+        self.queue.clear();
+        self.queue_bytes = 0;
+        self.resend.clear();
+    }
+
+    /// Things that need no haste.
+    fn chores(&mut self) {
+        let now_us = self.now_us;
+        let synced = self.synced();
+        let (stall_us, progress_us) = (self.config.stall_us, self.progress_us);
+        let held = self.held.map_or(0, |(_, sequence)| sequence);
+        let idle_us = now_us.saturating_sub(progress_us);
+        if let Some(link) = &mut self.link {
+            let behind = synced && self.loading.is_none() && link.head > held && idle_us > 200_000;
+            let stuck = (!synced || self.loading.is_some()) && idle_us > stall_us;
+            if behind || stuck {
+                link.resume = true;
+            }
+            if stuck {
+                self.progress_us = now_us;
+                self.abort_loading();
+            }
+            if synced {
+                self.overlay.expire(now_us);
+            }
+        }
+        for tree in &mut self.trees {
+            tree.collect();
+        }
+        self.overlay.tree.collect();
+        let sink = &self.sink;
+        let busy = |id| sink.in_flight(id).requests > 0;
+        for id in self.table.thaw(now_us, self.config.slot_grace_us, busy) {
+            self.sink.forgotten(id);
+        }
+        self.settle_trust();
+    }
+
+    fn settle_trust(&mut self) {
+        let age_us = self.now_us.saturating_sub(self.last_heard_us);
+        let all_fixed = self.table.iter().all(|local| local.fixed);
+        let trust = match age_us {
+            // Instances from the configuration do not grow old, and nobody else's load was ever known.
+            _ if all_fixed => Trust::Fresh,
+            age if age > self.config.blind_us => Trust::Blind,
+            age if age > self.config.stale_us => Trust::Stale,
+            _ => Trust::Fresh,
+        };
+        if trust != self.trust {
+            self.trust = trust;
+            self.sink.trust(trust);
+        }
+    }
+
+    fn publish(&mut self) {
+        if std::mem::take(&mut self.table_changed) {
+            self.sink.publish();
+        }
+        if self.resend_due && self.resend.is_empty() {
+            self.resend_due = false;
+            self.resend = self.overlay.ids().collect();
+        }
+    }
+}

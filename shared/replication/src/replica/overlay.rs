@@ -1,0 +1,265 @@
+//! Placements of this gateway that the truth has not confirmed: entered at once, so that the next request of the same
+//! conversation finds them, and taken out when the truth says the same, when the request failed, or when they are too
+//! old.
+//!
+//! Entries of one target share blocks (turns of one conversation), so each block counts how many entries cover it and
+//! leaves the tree with the last. While the gateway is cut off, entries do not age: they are all that is known of what
+//! was sent meanwhile. The bytes are bounded; beyond, the oldest entries go.
+
+use std::collections::VecDeque;
+
+use ahash::AHashMap;
+use fairlead_prefix::Writer;
+use fairlead_wire::{Slot, TargetId};
+
+/// Bytes charged per covered block: its part of the tree, of the count table and of the entry's path.
+const BLOCK_BYTES: usize = 56;
+/// Bytes charged per entry.
+const ENTRY_BYTES: usize = 128;
+
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) target: TargetId,
+    pub(crate) path: Box<[u64]>,
+    expires_us: u64,
+}
+
+pub(crate) struct Overlay {
+    pub(crate) tree: Writer,
+    entries: AHashMap<u64, Entry>,
+    order: VecDeque<u64>,
+    next_id: u64,
+    /// Entries that cover a block of a target.
+    cover: AHashMap<(Slot, u64), u32>,
+    /// The entry that ends with a block of a target.
+    ends: AHashMap<(Slot, u64), u64>,
+    bytes: usize,
+    max_bytes: usize,
+    keep_us: u64,
+    /// Entries given up for want of room.
+    pub(crate) crowded: u64,
+}
+
+impl Overlay {
+    pub(crate) fn new(tree: Writer, max_bytes: usize, keep_us: u64) -> Self {
+        Self {
+            tree,
+            entries: AHashMap::new(),
+            order: VecDeque::new(),
+            next_id: 0,
+            cover: AHashMap::new(),
+            ends: AHashMap::new(),
+            bytes: 0,
+            max_bytes,
+            keep_us,
+            crowded: 0,
+        }
+    }
+
+    pub(crate) fn add(&mut self, target: TargetId, path: &[u64], now_us: u64) {
+        let Some(&end) = path.last() else { return };
+        let size = size_of_entry(path);
+        if size > self.max_bytes {
+            self.crowded += 1;
+            return;
+        }
+        if let Some(&known) = self.ends.get(&(target.slot, end)) {
+            if let Some(entry) = self.entries.get_mut(&known) {
+                entry.expires_us = now_us + self.keep_us;
+            }
+            return;
+        }
+        // A longer path of the same conversation stands for its shorter ones.
+        let shorter: Vec<u64> =
+            path.iter().filter_map(|block| self.ends.get(&(target.slot, *block)).copied()).collect();
+        for &block in path {
+            *self.cover.entry((target.slot, block)).or_insert(0) += 1;
+        }
+        self.tree.place(target, path, now_us);
+        let id = self.next_id;
+        self.next_id += 1;
+        self.ends.insert((target.slot, end), id);
+        self.order.push_back(id);
+        self.bytes += size;
+        self.entries.insert(id, Entry { target, path: path.into(), expires_us: now_us + self.keep_us });
+        for id in shorter {
+            self.remove(id);
+        }
+        while self.bytes > self.max_bytes {
+            let Some(oldest) = self.order.front().copied() else { break };
+            self.crowded += 1;
+            self.remove(oldest);
+            self.trim();
+        }
+    }
+
+    /// The truth says that the target holds the path that ends with `end`.
+    pub(crate) fn confirm(&mut self, slot: Slot, end: u64) {
+        if let Some(&id) = self.ends.get(&(slot, end)) {
+            self.remove(id);
+        }
+    }
+
+    /// The request of that placement failed. Whether there was such a placement.
+    pub(crate) fn withdraw(&mut self, target: TargetId, path: &[u64]) -> bool {
+        let id = path.last().and_then(|&end| self.ends.get(&(target.slot, end)).copied());
+        id.is_some_and(|id| self.remove(id))
+    }
+
+    /// Takes out what is too old.
+    pub(crate) fn expire(&mut self, now_us: u64) {
+        self.trim();
+        while let Some(id) = self.order.front().copied() {
+            // A renewed entry holds up those behind it, by at most one period.
+            match self.entries.get(&id) {
+                Some(entry) if entry.expires_us > now_us => break,
+                Some(_) => {
+                    self.remove(id);
+                }
+                None => {}
+            }
+            self.trim();
+        }
+    }
+
+    /// Gives every entry its full time: they have just been sent again.
+    pub(crate) fn renew(&mut self, now_us: u64) {
+        for entry in self.entries.values_mut() {
+            entry.expires_us = now_us + self.keep_us;
+        }
+    }
+
+    /// Forgets a target that is gone.
+    pub(crate) fn drop_target(&mut self, slot: Slot) {
+        let gone: Vec<u64> =
+            self.ids().filter(|id| self.get(*id).is_some_and(|e| e.target.slot == slot)).collect();
+        for id in gone {
+            self.remove(id);
+        }
+        self.tree.drop_target(slot);
+    }
+
+    /// Entries, oldest first.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = u64> + '_ {
+        self.order.iter().copied()
+    }
+
+    pub(crate) fn get(&self, id: u64) -> Option<&Entry> {
+        self.entries.get(&id)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn remove(&mut self, id: u64) -> bool {
+        let Some(entry) = self.entries.remove(&id) else { return false };
+        let slot = entry.target.slot;
+        self.bytes -= size_of_entry(&entry.path);
+        if let Some(end) = entry.path.last() {
+            self.ends.remove(&(slot, *end));
+        }
+        // Every entry that covers a block covers all before it, so what stays is a leading part.
+        let mut keep = 0;
+        for &block in &entry.path {
+            if let Some(count) = self.cover.get_mut(&(slot, block)) {
+                *count -= 1;
+                if *count == 0 {
+                    self.cover.remove(&(slot, block));
+                } else {
+                    keep += 1;
+                }
+            }
+        }
+        self.tree.remove_path_tail(entry.target, &entry.path, keep);
+        true
+    }
+
+    /// Drops leading order numbers whose entries are gone, and all of them when they outnumber the entries.
+    fn trim(&mut self) {
+        while self.order.front().is_some_and(|id| !self.entries.contains_key(id)) {
+            self.order.pop_front();
+        }
+        if self.order.len() > 2 * self.entries.len() + 64 {
+            self.order.retain(|id| self.entries.contains_key(id));
+        }
+    }
+}
+
+fn size_of_entry(path: &[u64]) -> usize {
+    ENTRY_BYTES + path.len() * BLOCK_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use fairlead_prefix::{Config, Hits, Reader};
+
+    use super::*;
+
+    const A: TargetId = TargetId::new(1, 1);
+    const B: TargetId = TargetId::new(2, 1);
+
+    fn overlay(max_bytes: usize) -> (Overlay, Reader) {
+        let (mut tree, reader) = fairlead_prefix::new(Config { max_bytes: 1 << 20, max_targets: 8 });
+        tree.bind(A).unwrap();
+        tree.bind(B).unwrap();
+        (Overlay::new(tree, max_bytes, 5_000), reader)
+    }
+
+    fn depth(reader: &Reader, target: TargetId, path: &[u64]) -> u32 {
+        let mut hits = Hits::default();
+        reader.lookup(path, &mut hits);
+        hits.get(target.slot)
+    }
+
+    #[test]
+    fn shared_blocks_stay_until_the_last_entry_goes() {
+        let (mut overlay, reader) = overlay(1 << 20);
+        overlay.add(A, &[1, 2, 3], 0);
+        overlay.add(A, &[1, 2, 4], 0);
+        overlay.add(B, &[1, 2], 0);
+        assert_eq!(overlay.len(), 3);
+        assert!(overlay.withdraw(A, &[1, 2, 3]));
+        assert!(!overlay.withdraw(A, &[1, 2, 3]));
+        assert_eq!(depth(&reader, A, &[1, 2, 3]), 2);
+        assert_eq!(depth(&reader, A, &[1, 2, 4]), 3);
+        overlay.confirm(A.slot, 4);
+        assert_eq!(depth(&reader, A, &[1, 2, 4]), 0);
+        assert_eq!(depth(&reader, B, &[1, 2, 4]), 2);
+        overlay.drop_target(B.slot);
+        assert_eq!((overlay.len(), overlay.bytes(), overlay.cover.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_longer_turn_replaces_the_shorter() {
+        let (mut overlay, reader) = overlay(1 << 20);
+        overlay.add(A, &[1, 2], 0);
+        overlay.add(A, &[1, 2, 3, 4], 1_000);
+        assert_eq!(overlay.len(), 1);
+        assert_eq!(depth(&reader, A, &[1, 2, 3, 4]), 4);
+        overlay.expire(5_500);
+        assert_eq!(depth(&reader, A, &[1, 2, 3, 4]), 4);
+        overlay.expire(6_000);
+        assert_eq!((depth(&reader, A, &[1, 2, 3, 4]), overlay.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn bytes_are_bounded_and_the_oldest_go() {
+        let (mut overlay, reader) = overlay(10 * size_of_entry(&[0; 4]));
+        for i in 0..1_000u64 {
+            let path: Vec<u64> = (1..=4).map(|b| i * 10 + b).collect();
+            overlay.add(A, &path, i);
+            assert!(overlay.bytes() <= 10 * size_of_entry(&path));
+        }
+        assert_eq!((overlay.len(), overlay.crowded), (10, 990));
+        assert!(overlay.order.len() < 100);
+        assert_eq!(depth(&reader, A, &[9_991]), 1);
+        assert_eq!(depth(&reader, A, &[9_001]), 0);
+        overlay.add(A, &vec![7; 1_000], 0);
+        assert_eq!(overlay.len(), 10, "too large for the overlay at all");
+    }
+}

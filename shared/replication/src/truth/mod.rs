@@ -1,0 +1,654 @@
+//! The scheduler's state machine: sessions in, sequenced operations out.
+//!
+//! # Sessions
+//! The driver numbers each connection and hands over its hello ([`Truth::connected`]), its messages
+//! ([`Truth::message`]) and its end ([`Truth::gone`]); it sends what [`Truth::poll`] gives. Of two sessions with one
+//! name the newer incarnation stays (of equal ones the newer session); the other is refused as superseded.
+//!
+//! # Liveness
+//! An agent that closes its link, or of which nothing is heard for three heartbeats, takes its targets out of the
+//! routing at once (`ready = false`); what they hold is forgotten only `linger_us` later, so that an agent's restart
+//! beside a running engine costs no cache knowledge. Silence is judged against this process's own progress: after a
+//! stall of the driver every peer gets its full patience again.
+//!
+//! # Epochs
+//! The first three heartbeats of an epoch are provisional: gateways that hold another epoch send recollections, kept
+//! until the same incarnation of the instance registers. Then `EpochSettled` voids what nobody has claimed.
+//!
+//! # Bounds
+//! Targets, sessions, index bytes (least recently used runs are evicted, as operations), blocks per target (a share of
+//! the index, and no more than the engine's KV room; the least recently used go), ring bytes, recollection bytes, control frames queued per session (beyond: the session is closed), lag per gateway (beyond: a snapshot).
+
+mod agents;
+mod fleet;
+mod gateway;
+mod gateways;
+mod log;
+mod recollect;
+mod snapshot;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use ahash::AHashMap;
+use bytes::Bytes;
+use fairlead_prefix::Writer;
+use fairlead_wire::limits::MAX_TEXT;
+use fairlead_wire::msg::{Hello, InstanceInfo, Op, Pong, RankLoad, Refuse, RefuseCode, Role, Welcome};
+use fairlead_wire::{Body, Message, Stamp, TargetId, encode};
+
+use crate::{ClockMap, Lane, SessionId};
+use fleet::Fleet;
+use gateway::Gateway;
+use log::Log;
+use recollect::Recollections;
+use snapshot::Snapshot;
+
+/// Control frames waiting for one session; a peer that reads none of them is closed.
+const MAX_CONTROL: usize = 256;
+/// A tick later than this after the one before means that this process was starved.
+const STALL_US: u64 = 500_000;
+
+/// Settings of a [`Truth`].
+#[derive(Clone, Debug)]
+pub struct TruthConfig {
+    /// Interval of heartbeats, microseconds.
+    pub heartbeat_us: u64,
+    /// Heartbeats missed before a peer counts as gone.
+    pub missed: u32,
+    /// Longest wait of an operation or a load change for company, microseconds.
+    pub flush_us: u64,
+    /// Size at which a frame of operations is closed, bytes.
+    pub batch_bytes: usize,
+    /// Recent frames kept for resuming gateways, bytes.
+    pub ring_bytes: usize,
+    /// Backlog of one gateway beyond which it gets a snapshot instead, bytes.
+    pub lag_bytes: u64,
+    /// Target slots, cooling ones included.
+    pub max_targets: usize,
+    /// Byte budget of the prefix index. Gateways' budgets should be larger: only the truth evicts.
+    pub index_bytes: usize,
+    /// Share of the index that one target may take.
+    pub target_share: f32,
+    /// Tokens of one routing block, for what an engine of known KV room can hold; 0 turns that limit off.
+    pub block_tokens: u32,
+    /// How long a target without an agent keeps its slot and its holdings, microseconds.
+    pub linger_us: u64,
+    /// How long a slot rests before a new target gets it, microseconds.
+    pub slot_grace_us: u64,
+    /// How long after the start recollections are taken, microseconds.
+    pub recollect_us: u64,
+    /// Recollections kept for instances that have not registered, bytes.
+    pub recollect_bytes: usize,
+    /// Agents' sessions.
+    pub max_agents: usize,
+    /// Gateways' sessions.
+    pub max_gateways: usize,
+}
+
+impl Default for TruthConfig {
+    fn default() -> Self {
+        Self {
+            heartbeat_us: 1_000_000,
+            missed: 3,
+            flush_us: 200,
+            batch_bytes: 64 << 10,
+            ring_bytes: 64 << 20,
+            lag_bytes: 32 << 20,
+            max_targets: 3_840,
+            index_bytes: 512 << 20,
+            target_share: 0.25,
+            block_tokens: 64,
+            linger_us: 10_000_000,
+            slot_grace_us: 5_000_000,
+            recollect_us: 30_000_000,
+            recollect_bytes: 256 << 20,
+            max_agents: 4_096,
+            max_gateways: 256,
+        }
+    }
+}
+
+/// Counts since the start, and present sizes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TruthStats {
+    /// Epoch.
+    pub epoch: u64,
+    /// Sequence of the last frame of operations.
+    pub sequence: u64,
+    /// Whether the epoch has settled.
+    pub settled: bool,
+    /// Agents connected.
+    pub agents: usize,
+    /// Gateways connected.
+    pub gateways: usize,
+    /// Live targets.
+    pub targets: usize,
+    /// Live targets that may be picked.
+    pub ready: usize,
+    /// Bytes in the ring of recent frames.
+    pub ring_bytes: usize,
+    /// Frames of operations made.
+    pub delta_frames: u64,
+    /// Snapshots encoded.
+    pub snapshots_built: u64,
+    /// Gateways that were started on a snapshot.
+    pub snapshots_started: u64,
+    /// Gateways resumed from the ring.
+    pub resumed: u64,
+    /// Sessions refused.
+    pub refused: u64,
+    /// Sessions closed for silence.
+    pub silent: u64,
+    /// Reports that named an unknown incarnation or rank, or came before the registration.
+    pub reports_ignored: u64,
+    /// Placements of targets that are gone.
+    pub placements_ignored: u64,
+    /// Placements taken.
+    pub placements: u64,
+    /// Operations that evicted runs.
+    pub evictions: u64,
+    /// Operations that took from a target what goes beyond its share or its engine's KV room.
+    pub trims: u64,
+    /// Recollected paths not kept for want of room.
+    pub recollections_dropped: u64,
+    /// Times this process was starved.
+    pub stalls: u64,
+}
+
+/// A target as the truth sees it, for the scheduler's admin pages.
+#[derive(Clone, Debug)]
+pub struct TargetView {
+    /// Id in this epoch.
+    pub id: TargetId,
+    /// Rank within the instance.
+    pub rank: u16,
+    /// Whether it may be picked.
+    pub ready: bool,
+    /// The instance.
+    pub info: Arc<InstanceInfo>,
+    /// Last report, `taken_us` in the scheduler's clock.
+    pub load: Option<RankLoad>,
+    /// Requests in flight, summed over the gateways.
+    pub requests: u64,
+}
+
+/// What the driver is to do.
+#[derive(Clone, Debug)]
+pub enum Output {
+    /// Send a frame.
+    Send {
+        /// To whom.
+        session: SessionId,
+        /// In which order.
+        lane: Lane,
+        /// Header and payload; shared when several receive it.
+        bytes: Bytes,
+        /// Whether it is the last frame of a snapshot.
+        last: bool,
+    },
+    /// Refuse the peer and close. The session is forgotten already.
+    Close {
+        /// Whom.
+        session: SessionId,
+        /// What to tell it.
+        refuse: Refuse,
+    },
+}
+
+pub(crate) enum Part {
+    Agent {
+        /// Whether it has registered an instance.
+        registered: bool,
+    },
+    Gateway(Box<Gateway>),
+}
+
+pub(crate) struct Session {
+    pub(crate) name: Arc<str>,
+    incarnation: u64,
+    last_heard_us: u64,
+    pub(crate) clock: ClockMap,
+    control: VecDeque<Bytes>,
+    pub(crate) part: Part,
+}
+
+/// See the module's documentation.
+pub struct Truth {
+    config: TruthConfig,
+    cluster_seed: u64,
+    index: Writer,
+    log: Log,
+    fleet: Fleet,
+    sessions: AHashMap<SessionId, Session>,
+    names: AHashMap<(bool, Arc<str>), SessionId>,
+    /// Gateways in the order of their arrival; the turn goes round.
+    gateways: Vec<SessionId>,
+    turn: usize,
+    next_number: u32,
+    snapshot: Option<Arc<Snapshot>>,
+    snapshot_used_us: u64,
+    recollections: Recollections,
+    settled: bool,
+    settle_at_us: u64,
+    recollect_until_us: u64,
+    closing: VecDeque<(SessionId, Refuse)>,
+    control_ready: VecDeque<SessionId>,
+    now_us: u64,
+    last_tick_us: u64,
+    /// Nothing heard before this is held against a peer.
+    patience_us: u64,
+    next_heartbeat_us: u64,
+    stats: TruthStats,
+}
+
+impl Truth {
+    /// An empty truth that starts epoch `epoch` (never used before by this cluster; a start time does). All block
+    /// hashes of the cluster are made with `cluster_seed`.
+    pub fn new(config: TruthConfig, epoch: u64, cluster_seed: u64, now_us: u64) -> Self {
+        let index =
+            fairlead_prefix::Config { max_bytes: config.index_bytes, max_targets: config.max_targets };
+        let (index, _) = fairlead_prefix::new(index);
+        let patience = config.heartbeat_us * u64::from(config.missed);
+        Self {
+            cluster_seed,
+            index,
+            log: Log::new(epoch, config.flush_us, config.batch_bytes, config.ring_bytes),
+            fleet: Fleet::new(config.max_targets),
+            sessions: AHashMap::new(),
+            names: AHashMap::new(),
+            gateways: Vec::new(),
+            turn: 0,
+            next_number: 1,
+            snapshot: None,
+            snapshot_used_us: 0,
+            recollections: Recollections::new(config.recollect_bytes),
+            settled: false,
+            settle_at_us: now_us + patience,
+            recollect_until_us: now_us + config.recollect_us,
+            closing: VecDeque::new(),
+            control_ready: VecDeque::new(),
+            now_us,
+            last_tick_us: now_us,
+            patience_us: now_us,
+            next_heartbeat_us: now_us + config.heartbeat_us,
+            stats: TruthStats::default(),
+            config,
+        }
+    }
+
+    /// A peer has connected; role and name of `hello` have been checked against its certificate.
+    pub fn connected(&mut self, session: SessionId, hello: &Hello, protocol: u16, now_us: u64) {
+        self.now_us = self.now_us.max(now_us);
+        let is_gateway = match hello.role {
+            Role::Gateway => true,
+            Role::Agent => false,
+            Role::Scheduler => {
+                return self.turn_away(session, RefuseCode::Identity, "hello.role: scheduler".into());
+            }
+        };
+        if let Err(reason) = hello.validate() {
+            return self.turn_away(session, RefuseCode::Invalid, reason.0);
+        }
+        let name: Arc<str> = hello.name.as_str().into();
+        if let Some(&other) = self.names.get(&(is_gateway, name.clone())) {
+            let theirs = self.sessions.get(&other).map_or(0, |session| session.incarnation);
+            if theirs > hello.incarnation {
+                let why = format!("hello.name: {name:?} is connected with a newer incarnation");
+                return self.turn_away(session, RefuseCode::Superseded, why);
+            }
+            self.supersede(other);
+        }
+        let (count, max) = if is_gateway {
+            (self.gateways.len(), self.config.max_gateways)
+        } else {
+            (self.sessions.len() - self.gateways.len(), self.config.max_agents)
+        };
+        if count >= max {
+            let why = format!("hello.role: {max} {:?}s are connected already", hello.role);
+            return self.turn_away(session, RefuseCode::Capacity, why);
+        }
+        let part = if is_gateway {
+            self.gateways.push(session);
+            Part::Gateway(Box::new(self.greet_gateway(hello)))
+        } else {
+            Part::Agent { registered: false }
+        };
+        self.names.insert((is_gateway, name.clone()), session);
+        let entry = Session {
+            name,
+            incarnation: hello.incarnation,
+            last_heard_us: self.now_us,
+            clock: ClockMap::default(),
+            control: VecDeque::new(),
+            part,
+        };
+        self.sessions.insert(session, entry);
+        let welcome = Welcome {
+            protocol,
+            epoch: self.log.epoch,
+            cluster_seed: self.cluster_seed,
+            heartbeat_ms: (self.config.heartbeat_us / 1_000) as u32,
+        };
+        self.control(session, &welcome);
+        self.ping(session);
+    }
+
+    /// A frame has come from a session. `message` has been decoded by [`fairlead_wire::Frame::message`], which checks
+    /// its ranges.
+    pub fn message(&mut self, session: SessionId, message: Message, now_us: u64) {
+        self.now_us = self.now_us.max(now_us);
+        let now_us = self.now_us;
+        let Some(entry) = self.sessions.get_mut(&session) else { return };
+        entry.last_heard_us = now_us;
+        let is_gateway = matches!(entry.part, Part::Gateway(_));
+        match (message, is_gateway) {
+            (Message::Ping(ping), _) => {
+                let pong = Pong { id: ping.id, ping_sent_us: ping.sent_us, received_us: now_us };
+                self.control(session, &pong);
+            }
+            (Message::Pong(pong), _) => entry.clock.pong(&pong, now_us),
+            (Message::Register(register), false) => self.register(session, register.instance),
+            (Message::Report(report), false) => self.report(session, report),
+            (Message::GatewayLoad(load), true) => self.gateway_load(session, &load),
+            (Message::Placements(placements), true) => self.place(&placements.items),
+            (Message::Recollection(told), true) => self.recollect(told),
+            (Message::Resume(resume), true) => self.resume(session, resume.epoch, resume.sequence),
+            (other, _) => {
+                let why = format!("{:?} is not for a scheduler from this peer", other.kind());
+                self.refuse(session, RefuseCode::Malformed, why);
+            }
+        }
+    }
+
+    /// A connection has ended.
+    pub fn gone(&mut self, session: SessionId, now_us: u64) {
+        self.now_us = self.now_us.max(now_us);
+        self.forget(session, true);
+    }
+
+    /// Does what is due. Call at [`Truth::next_deadline`] at the latest, and before [`Truth::poll`].
+    pub fn tick(&mut self, now_us: u64) {
+        self.now_us = self.now_us.max(now_us);
+        let now_us = self.now_us;
+        let stalled = now_us.saturating_sub(self.last_tick_us);
+        if stalled > STALL_US.max(self.config.heartbeat_us / 2) && self.next_heartbeat_us + STALL_US < now_us
+        {
+            // What peers sent meanwhile still waits in our own queues.
+            self.stats.stalls += 1;
+            self.patience_us = now_us;
+            self.settle_at_us = self.settle_at_us.saturating_add(if self.settled { 0 } else { stalled });
+        }
+        self.last_tick_us = now_us;
+        if now_us >= self.next_heartbeat_us {
+            self.next_heartbeat_us = now_us + self.config.heartbeat_us;
+            self.heartbeat();
+        }
+        if !self.settled && now_us >= self.settle_at_us {
+            self.settled = true;
+            self.recollections.clear();
+            self.log.push(Op::EpochSettled, now_us);
+        }
+        self.keep_budget();
+        self.index.collect();
+        if self.log.deadline().is_some_and(|due| due <= now_us) {
+            self.log.flush(now_us);
+        }
+    }
+
+    /// Sends pending operations and load changes with the next [`Truth::poll`] rather than at their deadline. For a
+    /// driver that has handled all it has received: there is no company left to wait for.
+    pub fn flush(&mut self, now_us: u64) {
+        self.now_us = self.now_us.max(now_us);
+        self.log.flush(self.now_us);
+        for session in &self.gateways {
+            if let Some(Session { part: Part::Gateway(gateway), .. }) = self.sessions.get_mut(session)
+                && gateway.dirty.since_us.is_some()
+            {
+                gateway.dirty.since_us = Some(0);
+            }
+        }
+    }
+
+    /// When [`Truth::tick`] has something to do next.
+    pub fn next_deadline(&self) -> u64 {
+        let loads = self.gateways.iter().filter_map(|session| match self.sessions.get(session)?.part {
+            Part::Gateway(ref gateway) => gateway.dirty.since_us.map(|since| since + self.config.flush_us),
+            Part::Agent { .. } => None,
+        });
+        let settle = (!self.settled).then_some(self.settle_at_us);
+        loads.chain(self.log.deadline()).chain(settle).fold(self.next_heartbeat_us, u64::min)
+    }
+
+    /// What to do next; `None` when there is nothing, or no lane has room for it. `room` says whether a lane takes
+    /// another frame: where it does not, the backlog waits here, where it is coalesced.
+    pub fn poll(&mut self, mut room: impl FnMut(SessionId, Lane) -> bool) -> Option<Output> {
+        if let Some((session, refuse)) = self.closing.pop_front() {
+            return Some(Output::Close { session, refuse });
+        }
+        for _ in 0..self.control_ready.len() {
+            let Some(id) = self.control_ready.pop_front() else { break };
+            let Some(session) = self.sessions.get_mut(&id) else { continue };
+            if !room(id, Lane::Control) {
+                self.control_ready.push_back(id);
+                continue;
+            }
+            let Some(bytes) = session.control.pop_front() else { continue };
+            if !session.control.is_empty() {
+                self.control_ready.push_back(id);
+            }
+            return Some(Output::Send { session: id, lane: Lane::Control, bytes, last: false });
+        }
+        for _ in 0..self.gateways.len() {
+            self.turn = (self.turn + 1) % self.gateways.len();
+            let session = self.gateways[self.turn];
+            if let Some(output) = self.poll_gateway(session, &mut room) {
+                return Some(output);
+            }
+        }
+        None
+    }
+
+    /// Counts and sizes.
+    pub fn stats(&self) -> TruthStats {
+        TruthStats {
+            epoch: self.log.epoch,
+            sequence: self.log.head,
+            settled: self.settled,
+            agents: self.sessions.len() - self.gateways.len(),
+            gateways: self.gateways.len(),
+            targets: self.fleet.live().count(),
+            ready: self.fleet.live().filter(|target| target.ready).count(),
+            ring_bytes: self.log.ring_bytes(),
+            delta_frames: self.log.frames,
+            recollections_dropped: self.stats.recollections_dropped + self.recollections.dropped,
+            ..self.stats
+        }
+    }
+
+    /// Size of the prefix index.
+    pub fn index_stats(&self) -> fairlead_prefix::Stats {
+        self.index.stats()
+    }
+
+    /// The prefix index, for tests and admin pages.
+    pub fn index(&self) -> &Writer {
+        &self.index
+    }
+
+    /// All live targets.
+    pub fn targets(&self) -> Vec<TargetView> {
+        let requests = |packed: u32| {
+            self.gateway_parts().map(|gateway| u64::from(gateway.in_flight_at(packed).requests)).sum()
+        };
+        self.fleet
+            .live()
+            .map(|target| TargetView {
+                id: target.id,
+                rank: target.rank,
+                ready: target.ready,
+                info: target.info.clone(),
+                load: target.load,
+                requests: requests(target.id.pack()),
+            })
+            .collect()
+    }
+
+    /// Names of the connected gateways with the number of their session.
+    pub fn gateway_names(&self) -> Vec<(Arc<str>, u32)> {
+        let named = |id: &SessionId| {
+            let session = self.sessions.get(id)?;
+            match &session.part {
+                Part::Gateway(gateway) => Some((session.name.clone(), gateway.number)),
+                Part::Agent { .. } => None,
+            }
+        };
+        self.gateways.iter().filter_map(named).collect()
+    }
+
+    fn gateway_parts(&self) -> impl Iterator<Item = &Gateway> {
+        self.gateways.iter().filter_map(|id| match &self.sessions.get(id)?.part {
+            Part::Gateway(gateway) => Some(&**gateway),
+            Part::Agent { .. } => None,
+        })
+    }
+
+    fn gateway_mut(&mut self, session: SessionId) -> Option<&mut Gateway> {
+        match &mut self.sessions.get_mut(&session)?.part {
+            Part::Gateway(gateway) => Some(gateway),
+            Part::Agent { .. } => None,
+        }
+    }
+
+    fn stamp(&self) -> Stamp {
+        Stamp {
+            epoch: self.log.epoch,
+            base_seq: self.log.head,
+            new_seq: self.log.head,
+            created_us: self.now_us,
+        }
+    }
+
+    fn control<T: Body>(&mut self, session: SessionId, body: &T) {
+        let bytes = match encode(body, self.stamp()) {
+            Ok(frame) => Bytes::from(frame.to_bytes()),
+            Err(error) => {
+                tracing::error!(%error, "control frame cannot be encoded");
+                return;
+            }
+        };
+        let Some(entry) = self.sessions.get_mut(&session) else { return };
+        if entry.control.len() >= MAX_CONTROL {
+            return self.refuse(session, RefuseCode::Capacity, "control frames are not read".into());
+        }
+        if entry.control.is_empty() {
+            self.control_ready.push_back(session);
+        }
+        entry.control.push_back(bytes);
+    }
+
+    fn ping(&mut self, session: SessionId) {
+        if let Some(entry) = self.sessions.get_mut(&session) {
+            let ping = entry.clock.ping(self.now_us);
+            self.control(session, &ping);
+        }
+    }
+
+    /// Refuses a peer that never became a session.
+    fn turn_away(&mut self, session: SessionId, code: RefuseCode, reason: String) {
+        self.stats.refused += 1;
+        self.closing.push_back((session, refusal(code, reason)));
+    }
+
+    /// Ends a session with a reason.
+    fn refuse(&mut self, session: SessionId, code: RefuseCode, reason: String) {
+        if let Some(entry) = self.sessions.get(&session) {
+            tracing::warn!(name = %entry.name, ?code, %reason, "peer refused");
+        }
+        self.turn_away(session, code, reason);
+        self.forget(session, true);
+    }
+
+    /// Ends a session in favour of a newer one of the same name, which is about to speak for the same things.
+    fn supersede(&mut self, session: SessionId) {
+        self.turn_away(session, RefuseCode::Superseded, "a newer session of this name has connected".into());
+        self.forget(session, false);
+    }
+
+    fn forget(&mut self, session: SessionId, unready: bool) {
+        let Some(entry) = self.sessions.remove(&session) else { return };
+        let is_gateway = matches!(entry.part, Part::Gateway(_));
+        let key = (is_gateway, entry.name.clone());
+        if self.names.get(&key) == Some(&session) {
+            self.names.remove(&key);
+        }
+        match entry.part {
+            Part::Agent { registered } => {
+                if registered {
+                    self.orphan(&entry.name, session, unready);
+                }
+            }
+            Part::Gateway(gateway) => self.gateway_gone(session, &gateway),
+        }
+    }
+
+    fn heartbeat(&mut self) {
+        let now_us = self.now_us;
+        let limit = self.config.heartbeat_us * u64::from(self.config.missed);
+        let silent: Vec<SessionId> = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| {
+                now_us.saturating_sub(session.last_heard_us.max(self.patience_us)) >= limit
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        for session in silent {
+            self.stats.silent += 1;
+            self.refuse(session, RefuseCode::Invalid, format!("heartbeat: nothing heard for {limit} us"));
+        }
+        let mut everybody: Vec<SessionId> = self.sessions.keys().copied().collect();
+        everybody.sort_unstable();
+        for session in everybody {
+            self.ping(session);
+        }
+        self.bury_orphans(limit);
+        let fleet = &mut self.fleet;
+        let (sessions, gateways) = (&self.sessions, &self.gateways);
+        fleet.thaw(now_us, self.config.slot_grace_us, |id| {
+            gateways.iter().any(|session| match sessions.get(session).map(|session| &session.part) {
+                Some(Part::Gateway(gateway)) => gateway.in_flight.contains_key(&id.pack()),
+                _ => false,
+            })
+        });
+        for session in self.gateways.clone() {
+            if let Some(gateway) = self.gateway_mut(session) {
+                gateway.dirty.refresh = true;
+                gateway.dirty.touch(now_us);
+            }
+        }
+        // A snapshot nobody has wanted for two heartbeats only takes memory.
+        if now_us.saturating_sub(self.snapshot_used_us) > 2 * self.config.heartbeat_us {
+            self.snapshot = None;
+        }
+    }
+
+    /// Evicts what the index has no room for; does nothing while it is well below its budget.
+    fn keep_budget(&mut self) {
+        let ops = self.index.evict_to_budget(self.now_us);
+        self.stats.evictions += ops.len() as u64;
+        for op in ops {
+            self.log.push(Op::Index(op), self.now_us);
+        }
+    }
+
+    fn push(&mut self, op: Op) {
+        self.log.push(op, self.now_us);
+    }
+}
+
+fn refusal(code: RefuseCode, mut reason: String) -> Refuse {
+    reason.truncate(reason.floor_char_boundary(MAX_TEXT));
+    reason.retain(|c| !c.is_control());
+    Refuse { code, reason }
+}

@@ -1,0 +1,92 @@
+//! Snapshots: the whole state at one sequence, encoded once for all who lag.
+
+use bytes::Bytes;
+use fairlead_wire::msg::{Run, SnapshotChunk, TargetInfo};
+use fairlead_wire::{FrameError, Stamp, encode};
+
+/// Size at which a chunk is closed. A receiver applies one chunk at a time, so this bounds how long it is busy.
+const CHUNK_BYTES: usize = 256 << 10;
+/// Size of one run beyond which its holders' holes are left out; well below the frame's limit.
+const MAX_RUN_BYTES: usize = 2 << 20;
+
+/// An encoded snapshot.
+pub(crate) struct Snapshot {
+    pub(crate) sequence: u64,
+    pub(crate) chunks: Vec<Bytes>,
+}
+
+pub(crate) struct Builder {
+    stamp: Stamp,
+    settled: bool,
+    chunk: SnapshotChunk,
+    size: usize,
+    chunks: Vec<Bytes>,
+}
+
+impl Builder {
+    pub(crate) fn new(stamp: Stamp, settled: bool) -> Self {
+        Self { stamp, settled, chunk: empty(0, settled), size: 0, chunks: Vec::new() }
+    }
+
+    pub(crate) fn target(&mut self, info: TargetInfo) -> Result<(), FrameError> {
+        self.make_room(size_of_target(&info))?;
+        self.chunk.targets.push(info);
+        Ok(())
+    }
+
+    pub(crate) fn run(&mut self, mut run: Run) -> Result<(), FrameError> {
+        let mut size = 48 + run.blocks.len() * 8;
+        for holder in &mut run.holders {
+            size += 16 + holder.missing.len() * 8;
+            if size > MAX_RUN_BYTES {
+                // Only a run shot full of holes by many holders comes here. Lookups see what leads, so that travels.
+                if let Some((first, _)) = holder.missing.first() {
+                    holder.depth = *first;
+                }
+                size -= holder.missing.len() * 8;
+                holder.missing = Vec::new();
+            }
+        }
+        self.make_room(size)?;
+        self.chunk.runs.push(run);
+        Ok(())
+    }
+
+    pub(crate) fn finish(mut self) -> Result<Snapshot, FrameError> {
+        self.chunk.last = true;
+        self.close()?;
+        Ok(Snapshot { sequence: self.stamp.new_seq, chunks: self.chunks })
+    }
+
+    fn make_room(&mut self, size: usize) -> Result<(), FrameError> {
+        if self.size > 0 && self.size + size > CHUNK_BYTES {
+            self.close()?;
+        }
+        self.size += size;
+        Ok(())
+    }
+
+    fn close(&mut self) -> Result<(), FrameError> {
+        let next = empty(self.chunk.part + 1, self.settled);
+        let chunk = std::mem::replace(&mut self.chunk, next);
+        self.size = 0;
+        self.chunks.push(encode(&chunk, self.stamp)?.to_bytes().into());
+        Ok(())
+    }
+}
+
+fn empty(part: u32, settled: bool) -> SnapshotChunk {
+    SnapshotChunk { part, last: false, settled, targets: Vec::new(), runs: Vec::new() }
+}
+
+/// Rough archived size of a target's description.
+pub(super) fn size_of_target(info: &TargetInfo) -> usize {
+    let instance = &info.instance;
+    let models: usize = instance
+        .models
+        .iter()
+        .map(|model| 48 + model.name.len() + model.parent.as_ref().map_or(0, String::len))
+        .sum();
+    let labels: usize = instance.labels.iter().map(|(key, value)| 16 + key.len() + value.len()).sum();
+    160 + instance.name.len() + instance.address.len() + instance.host.len() + models + labels
+}
