@@ -395,9 +395,11 @@ fn parse_length(text: &[u8]) -> Result<u64, Reject> {
     })
 }
 
-/// Whether every line of a complete head ends in CRLF. httparse also takes a bare LF, which other servers do not.
-pub(super) fn lines_end_in_crlf(head: &[u8]) -> bool {
-    memchr::memchr_iter(b'\n', head).all(|at| at > 0 && head.get(at - 1) == Some(&b'\r'))
+/// Whether every line of a complete head of `fields` ends in CRLF: httparse also takes a bare LF, which other servers do
+/// not. A line ends where the next name begins, and nowhere else can a line feed stand.
+pub(super) fn lines_end_in_crlf(buf: &[u8], fields: &[Field], end: usize) -> bool {
+    let before = |at: usize, what: &[u8]| buf.get(..at).is_some_and(|head| head.ends_with(what));
+    before(end, b"\r\n\r\n") && fields.iter().all(|f| before(f.name.start as usize, b"\r\n"))
 }
 
 /// Remembers how much of an unfinished head was looked at: it is parsed when a line of it has ended, so that one which

@@ -118,9 +118,6 @@ impl RequestHead {
                 return if counts { Err(reject(error, head)) } else { Ok(None) };
             }
         };
-        if !lines_end_in_crlf(head.get(..len).unwrap_or(head)) {
-            return Err(Reject::bad_request("line does not end in CRLF"));
-        }
         self.version = if request.version == Some(1) { Version::Http11 } else { Version::Http10 };
         self.method = method(request.method.unwrap_or_default())?;
         self.read_target(buf, request.path.unwrap_or_default().as_bytes())?;
@@ -134,6 +131,9 @@ impl RequestHead {
             self.facts.note(buf, &field)?;
             self.note(buf, &field)?;
             self.fields.push(field);
+        }
+        if !lines_end_in_crlf(buf, &self.fields, skipped + len) {
+            return Err(Reject::bad_request("line does not end in CRLF"));
         }
         self.conclude(buf)?;
         Ok(Some(skipped + len))

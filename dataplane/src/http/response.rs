@@ -135,9 +135,6 @@ impl ResponseHead {
             }
         };
         let lines = head.get(..len).unwrap_or(head);
-        if !lines_end_in_crlf(lines) {
-            return Err(broken("line of the response head does not end in CRLF"));
-        }
         let code = response.code.unwrap_or_default();
         self.status = StatusCode::from_u16(code)
             .ok()
@@ -162,6 +159,9 @@ impl ResponseHead {
                 _ => {}
             }
             self.fields.push(field);
+        }
+        if !lines_end_in_crlf(buf, &self.fields, self.start + len) {
+            return Err(broken("line of the response head does not end in CRLF"));
         }
         let http11 = self.version == Version::Http11;
         let declared = self.facts.framing(http11)?;
