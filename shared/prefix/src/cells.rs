@@ -54,7 +54,7 @@ pub(crate) struct Cell {
 }
 
 impl Cell {
-    fn empty() -> Self {
+    pub(crate) fn empty() -> Self {
         Self {
             blocks: AtomicWords::none(),
             spill: AtomicWords::none(),

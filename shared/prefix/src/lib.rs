@@ -46,8 +46,8 @@
 //! has gathered) starts a grace period for them and frees those whose period has passed. Readers never free. Only
 //! when the writer is dropped while readers still look is the remaining garbage left to crossbeam's collector.
 //!
-//! Memory is bounded by [`Config::max_bytes`], everything counted: cells, hashes, holders, table, records, garbage. At
-//! the bound the truth refuses to grow (`place` marks only what is there already; counted) until
+//! Memory is bounded by [`Config::max_bytes`], everything counted: cells, hashes, holders, table, records; garbage that
+//! waits for readers may take a quarter of that on top. At either bound the truth refuses to grow (`place` marks only what is there already; counted) until
 //! [`Writer::evict_to_budget`] has made room; a replica answers [`ApplyError::Full`], for only the truth evicts.
 //!
 //! # Not supported
@@ -77,7 +77,7 @@ pub const MAX_RUN: usize = 4096;
 /// Bounds of an index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Memory, everything counted, bytes. Less than [`Config::MIN_BYTES`] counts as that.
+    /// Memory, everything counted except garbage (at most a quarter on top), bytes. Less than [`Config::MIN_BYTES`] counts as that.
     pub max_bytes: usize,
     /// Slots, at most [`MAX_TARGETS`].
     pub max_targets: usize,

@@ -38,7 +38,8 @@ impl Reference {
     /// Nobody holds `head` or any block whose prefix contains it.
     pub fn evict(&mut self, head: u64) {
         let mut gone = HashSet::from([head]);
-        let under: Vec<u64> = self.held.iter().map(|(_, block)| *block).filter(|block| self.is_under(*block, head)).collect();
+        let under: Vec<u64> =
+            self.held.iter().map(|(_, block)| *block).filter(|block| self.is_under(*block, head)).collect();
         gone.extend(under);
         self.held.retain(|(_, block)| !gone.contains(block));
     }

@@ -23,6 +23,9 @@ pub(crate) fn add(set: &mut Vec<Stretch>, from: u32, len: u32) {
 
 /// Removes `[from, from + len)`.
 pub(crate) fn remove(set: &mut Vec<Stretch>, from: u32, len: u32) {
+    if len == 0 {
+        return;
+    }
     let end = from.saturating_add(len);
     let mut left = Vec::with_capacity(set.len() + 1);
     for &(at, n) in set.iter() {
@@ -35,8 +38,6 @@ pub(crate) fn remove(set: &mut Vec<Stretch>, from: u32, len: u32) {
             left.push((begin, stop - begin));
         }
     }
-    // A stretch wholly outside the cut may have come in twice, once for each side.
-    left.dedup();
     *set = left;
 }
 

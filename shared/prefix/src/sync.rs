@@ -66,7 +66,6 @@ mod imp {
             crossbeam_epoch::pin().defer(move || drop(garbage));
         }
     }
-
 }
 
 #[cfg(loom)]

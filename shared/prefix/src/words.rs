@@ -192,7 +192,8 @@ impl Graveyard {
 
 impl Drop for Graveyard {
     fn drop(&mut self) {
-        let rest: Vec<Batch> = self.closed.drain(..).map(|(_, batch)| batch).chain([std::mem::take(&mut self.open)]).collect();
+        let rest: Vec<Batch> =
+            self.closed.drain(..).map(|(_, batch)| batch).chain([std::mem::take(&mut self.open)]).collect();
         if rest.iter().any(|batch| !batch.words.is_empty()) {
             self.grace.abandon(rest);
         }

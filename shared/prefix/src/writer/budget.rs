@@ -45,7 +45,8 @@ impl Writer {
             + self.chunks * CHUNK_BYTES
             + self.nodes.capacity() * size_of::<Node>()
             + self.records.capacity() * size_of::<Record>()
-            + (self.free_nodes.capacity() + self.free_records.capacity() + self.free_cells.capacity()) * size_of::<u32>()
+            + (self.free_nodes.capacity() + self.free_records.capacity() + self.free_cells.capacity())
+                * size_of::<u32>()
             + self.variable()
             + self.grave.bytes()
     }
@@ -92,7 +93,13 @@ impl Writer {
         // One chunk stays in hand: removals must be able to replace cells when nothing else is left.
         let chunks = (runs + 1).saturating_sub(self.free_cells.len()).div_ceil(crate::cells::CHUNK);
         need += (chunks + 1) * CHUNK_BYTES;
-        if self.footprint() + need > self.config.max_bytes {
+        let max = self.config.max_bytes;
+        if self.footprint() - self.grave.bytes() + need > max {
+            self.starved = true;
+            return Err(full);
+        }
+        // Readers stand still: eviction would only add to the garbage.
+        if self.grave.bytes() > max / 4 {
             return Err(full);
         }
         for _ in 0..chunks {

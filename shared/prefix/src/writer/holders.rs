@@ -107,7 +107,14 @@ impl Writer {
     }
 
     /// Writes a changed, non-empty set of stretches: the leading one where readers see it, the others for the writer.
-    fn store_holding(&mut self, cell: &Cell, position: usize, holder: Holder, mut set: Vec<Stretch>, view: View<'_>) {
+    fn store_holding(
+        &mut self,
+        cell: &Cell,
+        position: usize,
+        holder: Holder,
+        mut set: Vec<Stretch>,
+        view: View<'_>,
+    ) {
         let leads = set.first().is_some_and(|first| first.0 == 0);
         let lead = if leads { set.remove(0).1 } else { 0 };
         self.store_behind(holder.record, set);
@@ -133,7 +140,14 @@ impl Writer {
     }
 
     /// Ends what `slot` holds of a stretch of a run. Returns how many blocks that was.
-    pub(super) fn remove_stretch(&mut self, node: u32, slot: Slot, from: u32, len: u32, view: View<'_>) -> u32 {
+    pub(super) fn remove_stretch(
+        &mut self,
+        node: u32,
+        slot: Slot,
+        from: u32,
+        len: u32,
+        view: View<'_>,
+    ) -> u32 {
         let cell = self.cell(node, view);
         let Some((position, holder)) = self.holder(cell, slot, view) else { return 0 };
         let mut set = self.stretches(holder);

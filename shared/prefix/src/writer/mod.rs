@@ -182,7 +182,7 @@ pub struct Writer {
     targets: usize,
     ignored: u64,
     refused: u64,
-    /// Growth was refused since the last eviction.
+    /// Growth was refused for lack of room since the last eviction.
     starved: bool,
     /// First time seen; ticks count from here.
     base_us: Option<u64>,
@@ -293,9 +293,8 @@ impl Writer {
         let anchor = self.head(found.node, view);
         let end = match self.grow(found, rest, view) {
             Ok(end) => end,
-            Err(why) => {
+            Err(_) => {
                 self.refused += 1;
-                self.starved |= matches!(why, ApplyError::Full { .. });
                 rest = &[];
                 found
             }
@@ -378,8 +377,10 @@ impl Writer {
     fn tenant(&mut self, packed: u32) -> Result<Option<Slot>, ApplyError> {
         let target = TargetId::unpack(packed);
         let max_targets = self.config.max_targets;
-        let state =
-            self.slots.get(usize::from(target.slot)).ok_or(ApplyError::Slot { slot: target.slot, max_targets })?;
+        let state = self
+            .slots
+            .get(usize::from(target.slot))
+            .ok_or(ApplyError::Slot { slot: target.slot, max_targets })?;
         if state.generation == Some(target.generation) {
             return Ok(Some(target.slot));
         }
@@ -484,7 +485,9 @@ impl Writer {
 
     fn publish_stats(&self) {
         let stats = &self.shared.stats;
-        let set = |counter: &std::sync::atomic::AtomicU64, value: u64| counter.store(value, CounterOrdering::Relaxed);
+        let set = |counter: &std::sync::atomic::AtomicU64, value: u64| {
+            counter.store(value, CounterOrdering::Relaxed)
+        };
         set(&stats.blocks, self.blocks);
         set(&stats.runs, self.live_runs as u64);
         set(&stats.bytes, self.footprint() as u64);

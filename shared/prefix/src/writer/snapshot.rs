@@ -118,7 +118,8 @@ impl Writer {
             }
         }
         let behind: usize = holdings.iter().map(|(_, set)| set.len() + 4).sum();
-        let need = Need { words: run.blocks.len() + 4 * holdings.len() + behind, runs: 1, records: holdings.len() };
+        let need =
+            Need { words: run.blocks.len() + 4 * holdings.len() + behind, runs: 1, records: holdings.len() };
         self.check_room(need, ROOT, view)?;
         let node = self.add_run(parent, &run.blocks, view);
         for (slot, set) in holdings {
@@ -157,7 +158,8 @@ impl Writer {
             }
             while let Some(at) = way.pop() {
                 let parent = self.nodes[at as usize].parent;
-                let whole = parent == ROOT || leads.get(&parent).is_some_and(|lead| *lead == self.len(parent, view));
+                let whole =
+                    parent == ROOT || leads.get(&parent).is_some_and(|lead| *lead == self.len(parent, view));
                 let open = whole && reached.get(&parent).copied().unwrap_or(false);
                 reached.insert(at, open);
                 if open && leads.contains_key(&at) {

