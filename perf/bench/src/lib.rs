@@ -1,1 +1,5 @@
 //! Load generation and benchmark programs.
+
+pub mod load;
+pub mod machine;
+mod rng;

@@ -1,4 +1,5 @@
 //! What clients of an engine see.
+#![allow(clippy::unwrap_used, missing_docs, reason = "tests fail by panicking")]
 
 mod common;
 use common::*;

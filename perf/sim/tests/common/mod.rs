@@ -1,5 +1,10 @@
 //! A small client for the tests.
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    missing_docs,
+    reason = "each test file uses its part and fails by panicking"
+)]
 
 use bytes::Bytes;
 use fairlead_sim::{Handle, Sim, SimOptions};
