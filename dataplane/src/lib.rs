@@ -10,6 +10,7 @@
 //! Whoever writes the [`Fleet`](fairlead_routing::Fleet) (the control thread, or an embedding program) shares
 //! [`Shared`] with the shards: placements come out of it, readiness and the cluster's seed go in.
 
+mod control;
 mod gateway;
 pub mod http;
 mod instances;
@@ -18,6 +19,7 @@ pub mod runtime;
 mod shard;
 mod shared;
 
+pub use control::{ControlOptions, ControlledGateway, start_controlled};
 pub use gateway::{Gateway, StartError, start, start_with};
 pub use instances::{StaticInstance, static_fleet};
 pub use options::{GatewayOptions, Limits, RetryOptions, Timeouts};

@@ -1,11 +1,13 @@
 //! What the shards of one process share with each other and with the control thread.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use crossbeam_queue::ArrayQueue;
 use fairlead_routing::Fleet;
+use fairlead_telemetry::Registry;
 
 use crate::options::GatewayOptions;
 use crate::runtime::Bell;
@@ -28,7 +30,10 @@ pub struct Shared {
     placements: ArrayQueue<PlacementNote>,
     placements_dropped: AtomicU64,
     bell: Bell,
+    registry: Registry,
     synced: AtomicBool,
+    sync_lock: Mutex<()>,
+    sync_changed: Condvar,
     draining: AtomicBool,
     cut_off: AtomicBool,
     shards_running: AtomicUsize,
@@ -50,7 +55,10 @@ impl Shared {
             placements: ArrayQueue::new(limits.placement_queue.max(1)),
             placements_dropped: AtomicU64::new(0),
             bell: Bell::new()?,
+            registry: Registry::new(),
             synced: AtomicBool::new(true),
+            sync_lock: Mutex::default(),
+            sync_changed: Condvar::new(),
             draining: AtomicBool::new(false),
             cut_off: AtomicBool::new(false),
             shards_running: AtomicUsize::new(0),
@@ -71,6 +79,11 @@ impl Shared {
         self.placements.pop()
     }
 
+    /// Whether placements wait.
+    pub fn has_placements(&self) -> bool {
+        !self.placements.is_empty()
+    }
+
     /// Placements dropped at the bound.
     pub fn placements_dropped(&self) -> u64 {
         self.placements_dropped.load(Ordering::Relaxed)
@@ -81,6 +94,11 @@ impl Shared {
         &self.bell
     }
 
+    /// What this process exposes.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
     /// Whether the state of the fleet was received (or will never be): part of readiness.
     pub fn is_synced(&self) -> bool {
         self.synced.load(Ordering::Relaxed)
@@ -88,7 +106,16 @@ impl Shared {
 
     /// Sets [`is_synced`](Self::is_synced); true from the start.
     pub fn set_synced(&self, synced: bool) {
+        let _held = self.sync_lock.lock().unwrap_or_else(PoisonError::into_inner);
         self.synced.store(synced, Ordering::Relaxed);
+        self.sync_changed.notify_all();
+    }
+
+    /// Waits until [`is_synced`](Self::is_synced), at most `limit`. For the thread that starts the shards.
+    pub fn wait_synced(&self, limit: Duration) {
+        let held = self.sync_lock.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whether it came or the time ran out, the shards start now.
+        let _ = self.sync_changed.wait_timeout_while(held, limit, |()| !self.is_synced());
     }
 
     /// Whether the gateway has stopped accepting.

@@ -64,20 +64,15 @@ pub enum NoPlan {
 /// Buffers and random state of one shard, reused from decision to decision so that the steady path allocates nothing.
 pub struct Scratch {
     candidates: Vec<Candidate>,
-    hits: Hits,
-    overlay_hits: Hits,
+    /// One per source of prefixes.
+    hits: Vec<Hits>,
     rng: Rng,
 }
 
 impl Scratch {
     /// Scratch space whose ties are drawn from `seed`.
     pub fn new(seed: u64) -> Self {
-        Self {
-            candidates: Vec::new(),
-            hits: Hits::default(),
-            overlay_hits: Hits::default(),
-            rng: Rng::new(seed),
-        }
+        Self { candidates: Vec::new(), hits: Vec::new(), rng: Rng::new(seed) }
     }
 }
 
@@ -92,12 +87,14 @@ pub fn plan(request: &PlanRequest<'_>, fleet: &Fleet, scratch: &mut Scratch) -> 
     let policy_name = if mode == Mode::Blind { PolicyName::RoundRobin } else { request.policy };
     let policy = policy_name.policy();
 
-    if policy.wants_prefix() && !request.path.is_empty() {
-        fleet.index().lookup(request.path, &mut scratch.hits);
-        fleet.overlay().lookup(request.path, &mut scratch.overlay_hits);
-    } else {
-        scratch.hits.clear();
-        scratch.overlay_hits.clear();
+    scratch.hits.resize_with(fleet.prefixes().len(), Hits::default);
+    let wanted = policy.wants_prefix() && !request.path.is_empty();
+    for (reader, hits) in fleet.prefixes().iter().zip(&mut scratch.hits) {
+        if wanted {
+            reader.lookup(request.path, hits);
+        } else {
+            hits.clear();
+        }
     }
     collect(request, model, mode, scratch)?;
 
@@ -157,7 +154,7 @@ fn collect(
             };
             if eligible {
                 let slot = target.id.slot;
-                let cached = scratch.hits.get(slot).max(scratch.overlay_hits.get(slot));
+                let cached = scratch.hits.iter().map(|hits| hits.get(slot)).max().unwrap_or(0);
                 scratch.candidates.push(candidate(target, cached, mode, request.prompt_tokens));
             }
         }

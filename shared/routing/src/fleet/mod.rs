@@ -14,25 +14,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use arc_swap::{ArcSwap, Guard};
+use fairlead_prefix::Reader;
 
 /// The fleet view. One per process; the control thread writes, shards read.
 pub struct Fleet {
     table: ArcSwap<TargetTable>,
-    index: fairlead_prefix::Reader,
-    overlay: fairlead_prefix::Reader,
+    prefixes: Box<[Reader]>,
     mode: AtomicU8,
     /// Source of round-robin tickets: the target picked longest ago has the smallest.
     ticket: AtomicU64,
 }
 
 impl Fleet {
-    /// An empty fleet that reads prefixes from `index` (the replica) and `overlay` (this gateway's own placements
-    /// that the scheduler has not confirmed yet).
-    pub fn new(index: fairlead_prefix::Reader, overlay: fairlead_prefix::Reader) -> Self {
+    /// An empty fleet that looks prefixes up in all of `prefixes`: the trees of the replica, and the overlay of this
+    /// gateway's own placements that the scheduler has not confirmed yet. Per target the longest answer counts.
+    pub fn new(prefixes: impl IntoIterator<Item = Reader>) -> Self {
         Self {
             table: ArcSwap::from_pointee(TargetTable::default()),
-            index,
-            overlay,
+            prefixes: prefixes.into_iter().collect(),
             mode: AtomicU8::new(Mode::Fresh as u8),
             ticket: AtomicU64::new(1),
         }
@@ -56,14 +55,9 @@ impl Fleet {
         self.table.store(Arc::new(table));
     }
 
-    /// The replica's index.
-    pub fn index(&self) -> &fairlead_prefix::Reader {
-        &self.index
-    }
-
-    /// This gateway's unconfirmed placements.
-    pub fn overlay(&self) -> &fairlead_prefix::Reader {
-        &self.overlay
+    /// Where prefixes are looked up.
+    pub fn prefixes(&self) -> &[Reader] {
+        &self.prefixes
     }
 
     /// How far the replicated state may be trusted.

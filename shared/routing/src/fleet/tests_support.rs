@@ -37,5 +37,5 @@ pub(crate) fn empty_fleet() -> Fleet {
     let config = || fairlead_prefix::Config { max_bytes: 1 << 20, max_targets: 64 };
     let (_, index) = fairlead_prefix::new(config());
     let (_, overlay) = fairlead_prefix::new(config());
-    Fleet::new(index, overlay)
+    Fleet::new([index, overlay])
 }

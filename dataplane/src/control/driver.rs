@@ -1,0 +1,353 @@
+//! The loop of the control thread: replica, link, placements.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use fairlead_replication::{Lane as ReplicaLane, Replica};
+use fairlead_routing::Fleet;
+use fairlead_transport::{Backoff, ConnectError, Lane, Link, LinkError, LinkReceiver, LinkSender, connect};
+use fairlead_wire::Frame;
+use fairlead_wire::msg::{Hello, Role, Welcome};
+use fairlead_wire::{PROTOCOL, PROTOCOL_MIN};
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep_until};
+
+use super::metrics::Published;
+use super::sink::FleetSink;
+use super::wake::BellWait;
+use super::{ControlOptions, admin, metrics};
+use crate::gateway::StartError;
+use crate::runtime::now_us;
+use crate::shared::Shared;
+
+/// Placements taken in one go before frames get their turn.
+const PLACEMENT_BATCH: usize = 1024;
+/// Frames taken in one go before placements get their turn.
+const FRAME_BATCH: usize = 64;
+/// Sleep while nothing is in flight: the replica's own deadlines serve the sampling of running requests.
+const IDLE_US: u64 = 20_000;
+/// Interval at which the replica's status is shown to scrapes.
+const STATUS_US: u64 = 100_000;
+
+type Connecting = Pin<Box<dyn Future<Output = Result<(Link, Welcome), ConnectError>> + Send>>;
+
+/// Where the link to the scheduler stands.
+enum Uplink {
+    /// No scheduler is configured.
+    None,
+    /// Waiting before the next attempt.
+    Pausing(Instant),
+    /// An attempt is under way.
+    Connecting(Connecting),
+    /// Linked.
+    Linked(LinkSender, LinkReceiver),
+}
+
+/// What ended a sleep.
+enum Woken {
+    Frame(Result<(Lane, Frame), LinkError>),
+    Connected(Result<(Link, Welcome), ConnectError>),
+    Retry,
+    Rung,
+    Due,
+    Stop,
+}
+
+/// The control thread's state.
+pub(super) struct Driver {
+    options: ControlOptions,
+    replica: Replica<FleetSink>,
+    shared: Arc<Shared>,
+    status: Published,
+    bell: BellWait,
+    room: Arc<Notify>,
+    backoff: Backoff,
+    uplink: Uplink,
+    incarnation: u64,
+    /// When instances from the configuration are served if no scheduler was heard.
+    fixed_at_us: Option<u64>,
+    next_status_us: u64,
+    /// The last complaint about the scheduler, not to be repeated at every attempt.
+    complaint: String,
+    admin: Option<tokio::task::JoinHandle<()>>,
+}
+
+impl Driver {
+    /// Builds replica and shared state on the current runtime, and opens the admin port.
+    pub fn start(
+        options: ControlOptions,
+        make_shared: impl FnOnce(Arc<Fleet>) -> io::Result<Arc<Shared>>,
+    ) -> Result<(Self, Option<SocketAddr>), StartError> {
+        let now = now_us();
+        let replica = Replica::new(
+            options.replica.clone(),
+            |readers| {
+                let [first, second] = readers.index.clone();
+                FleetSink::new(Arc::new(Fleet::new([first, second, readers.overlay.clone()])))
+            },
+            now,
+        );
+        let shared = make_shared(replica.sink().fleet().clone())?;
+        shared.set_synced(false);
+        let bell = BellWait::new(shared.bell())?;
+        let status: Published = Arc::new(ArcSwapOption::empty());
+        metrics::register(shared.registry(), &shared, &status);
+
+        let mut admin_addr = None;
+        let mut admin = None;
+        if let Some(addr) = options.admin {
+            let failed = |source| StartError::Listen { addr, source };
+            let listener = std::net::TcpListener::bind(addr).map_err(failed)?;
+            listener.set_nonblocking(true).map_err(failed)?;
+            admin_addr = Some(listener.local_addr().map_err(failed)?);
+            let listener = TcpListener::from_std(listener).map_err(failed)?;
+            admin = Some(tokio::spawn(admin::serve(listener, shared.clone(), status.clone())));
+        }
+        let fixed_at_us = match &options.scheduler {
+            None => Some(now),
+            Some(_) => Some(now + options.snapshot_wait.as_micros() as u64),
+        };
+        let uplink = if options.scheduler.is_some() { Uplink::Pausing(Instant::now()) } else { Uplink::None };
+        let driver = Self {
+            replica,
+            shared,
+            status,
+            bell,
+            room: Arc::new(Notify::new()),
+            backoff: Backoff::default(),
+            uplink,
+            incarnation: incarnation(),
+            fixed_at_us,
+            next_status_us: now,
+            complaint: String::new(),
+            options,
+            admin,
+        };
+        Ok((driver, admin_addr))
+    }
+
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Runs until told to stop, then takes leave of the scheduler.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        loop {
+            let placed = self.take_placements();
+            let now = now_us();
+            self.replica.tick(now);
+            if self.replica.link_is_dead(now) {
+                self.lost("no heartbeat for three intervals");
+            }
+            self.fixed(now);
+            self.send();
+            self.show(now);
+            if placed == PLACEMENT_BATCH {
+                // More may wait; frames and the admin port get their turn first.
+                tokio::task::yield_now().await;
+                continue;
+            }
+            match self.sleep(&mut stop).await {
+                Woken::Frame(received) => self.received(received),
+                Woken::Connected(outcome) => self.connected(outcome),
+                Woken::Retry => self.attempt(),
+                Woken::Rung | Woken::Due => {}
+                Woken::Stop => break,
+            }
+        }
+        if let Uplink::Linked(sender, _) = &self.uplink {
+            sender.close("the gateway is shutting down");
+            // The farewell is sent by the link's own tasks; a lost one is noticed by its silence.
+            let _ = tokio::time::timeout(Duration::from_millis(200), sender.closed()).await;
+        }
+        if let Some(admin) = self.admin {
+            admin.abort();
+        }
+    }
+
+    fn take_placements(&mut self) -> usize {
+        let now = now_us();
+        for taken in 0..PLACEMENT_BATCH {
+            let Some(note) = self.shared.next_placement() else { return taken };
+            match note.keep {
+                None => self.replica.place(note.target, &note.path, now),
+                Some(keep) => self.replica.withdraw(note.target, &note.path, keep, now),
+            }
+        }
+        PLACEMENT_BATCH
+    }
+
+    /// Serves the configuration's instances when the scheduler has not spoken in time.
+    fn fixed(&mut self, now: u64) {
+        if self.fixed_at_us.is_some_and(|at| now >= at) {
+            self.fixed_at_us = None;
+            if !self.replica.status().synced && !self.options.instances.is_empty() {
+                if self.options.scheduler.is_some() {
+                    tracing::warn!(
+                        instances = self.options.instances.len(),
+                        "no state from the scheduler yet: serving the instances of the configuration"
+                    );
+                }
+                self.replica.serve_fixed(&self.options.instances, now);
+            }
+            self.shared.set_synced(true);
+        }
+    }
+
+    fn send(&mut self) {
+        let Uplink::Linked(sender, _) = &self.uplink else { return };
+        while let Some(out) = self.replica.poll(|lane| sender.has_room(transport_lane(lane))) {
+            // The lane had room, so only a link that has ended refuses; its receiver will say why.
+            if sender.try_send(transport_lane(out.lane), out.bytes).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn show(&mut self, now: u64) {
+        if now >= self.next_status_us {
+            self.next_status_us = now + STATUS_US;
+            self.status.store(Some(Arc::new((self.replica.status(), now))));
+        }
+    }
+
+    async fn sleep(&mut self, stop: &mut watch::Receiver<bool>) -> Woken {
+        let now = now_us();
+        let busy = self.shared.in_flight.used() > 0;
+        let mut due = self.replica.next_deadline().max(if busy { now } else { now + IDLE_US });
+        if let Some(at) = self.fixed_at_us {
+            due = due.min(at);
+        }
+        let due = Instant::now() + Duration::from_micros(due.saturating_sub(now));
+        self.shared.bell().arm();
+        if self.shared.has_placements() {
+            self.shared.bell().disarm();
+            return Woken::Rung;
+        }
+        let uplink = async {
+            match &mut self.uplink {
+                Uplink::None => std::future::pending().await,
+                Uplink::Pausing(until) => {
+                    sleep_until(*until).await;
+                    Woken::Retry
+                }
+                Uplink::Connecting(attempt) => Woken::Connected(attempt.await),
+                Uplink::Linked(_, receiver) => Woken::Frame(receiver.recv().await),
+            }
+        };
+        let woken = tokio::select! {
+            woken = uplink => woken,
+            () = self.bell.rung() => Woken::Rung,
+            () = self.room.notified() => Woken::Due,
+            () = sleep_until(due) => Woken::Due,
+            // The starter has gone: so does this thread.
+            _ = stop.changed() => Woken::Stop,
+        };
+        self.shared.bell().disarm();
+        woken
+    }
+
+    fn attempt(&mut self) {
+        let Some((address, identity)) = self.options.scheduler.clone() else { return };
+        let hello = Hello {
+            role: Role::Gateway,
+            name: self.options.name.clone(),
+            incarnation: self.incarnation,
+            protocol_min: PROTOCOL_MIN,
+            protocol_max: PROTOCOL,
+            software: concat!("fairlead ", env!("CARGO_PKG_VERSION")).into(),
+            have: self.replica.have(),
+        };
+        let link = self.options.link.clone();
+        self.uplink =
+            Uplink::Connecting(Box::pin(async move { connect(&address, &identity, &hello, &link).await }));
+    }
+
+    fn connected(&mut self, outcome: Result<(Link, Welcome), ConnectError>) {
+        match outcome {
+            Ok((link, welcome)) => {
+                tracing::info!(epoch = welcome.epoch, "linked to the scheduler");
+                self.complaint.clear();
+                self.backoff.reset();
+                self.shared.cluster_seed.store(welcome.cluster_seed, Ordering::Relaxed);
+                self.replica.connected(&welcome, now_us());
+                let (sender, receiver) = link.split();
+                sender.signal_room(self.room.clone());
+                self.uplink = Uplink::Linked(sender, receiver);
+            }
+            Err(error) => self.pause(&error.to_string()),
+        }
+    }
+
+    fn received(&mut self, first: Result<(Lane, Frame), LinkError>) {
+        let mut next = Some(first);
+        for _ in 0..FRAME_BATCH {
+            match next.take() {
+                Some(Ok((_, frame))) => {
+                    if let Err(error) = self.replica.on_frame(&frame, now_us()) {
+                        self.lost(&error.to_string());
+                        return;
+                    }
+                }
+                Some(Err(error)) => {
+                    self.lost(&error.to_string());
+                    return;
+                }
+                None => break,
+            }
+            let Uplink::Linked(_, receiver) = &mut self.uplink else { return };
+            next = receiver.try_recv().map(Ok);
+        }
+        if let Some(Ok((_, frame))) = next
+            && let Err(error) = self.replica.on_frame(&frame, now_us())
+        {
+            self.lost(&error.to_string());
+            return;
+        }
+        if !self.shared.is_synced() && self.replica.status().synced {
+            self.fixed_at_us = None;
+            self.shared.set_synced(true);
+        }
+    }
+
+    /// The link has ended, or has to.
+    fn lost(&mut self, why: &str) {
+        if let Uplink::Linked(sender, _) = &self.uplink {
+            sender.close(why);
+        }
+        self.replica.disconnected(now_us());
+        self.pause(why);
+    }
+
+    fn pause(&mut self, why: &str) {
+        if self.complaint != why {
+            tracing::warn!(reason = why, "no link to the scheduler; serving on from what is known");
+            why.clone_into(&mut self.complaint);
+        }
+        self.uplink = Uplink::Pausing(Instant::now() + self.backoff.next_pause());
+    }
+}
+
+/// The two crates name the lanes each for itself: the state machine knows nothing of QUIC.
+fn transport_lane(lane: ReplicaLane) -> Lane {
+    match lane {
+        ReplicaLane::Control => Lane::Control,
+        ReplicaLane::Load => Lane::Load,
+        ReplicaLane::Delta => Lane::Delta,
+        ReplicaLane::Snapshot => Lane::Snapshot,
+    }
+}
+
+/// Differs from start to start.
+fn incarnation() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(1, |since| since.as_micros() as u64)
+}

@@ -1,0 +1,200 @@
+//! Where the replica puts what it learns: the fleet view of the shards.
+
+use std::sync::Arc;
+
+use ahash::AHashMap;
+use fairlead_replication::{EngineView, ReplicaSink, ReservationSource, Trust};
+use fairlead_routing::{EngineFigures, Fleet, InFlightSums, Mode, TargetEntry};
+use fairlead_wire::TargetId;
+use fairlead_wire::msg::{InFlight, InstanceInfo};
+
+/// Writes the fleet view.
+pub(super) struct FleetSink {
+    fleet: Arc<Fleet>,
+    /// By local slot: the next table.
+    entries: Vec<Option<Arc<TargetEntry>>>,
+    /// Gone from the table, with requests that may still run.
+    gone: AHashMap<TargetId, Arc<TargetEntry>>,
+}
+
+impl FleetSink {
+    pub fn new(fleet: Arc<Fleet>) -> Self {
+        Self { fleet, entries: Vec::new(), gone: AHashMap::new() }
+    }
+
+    pub fn fleet(&self) -> &Arc<Fleet> {
+        &self.fleet
+    }
+
+    fn listed(&self, id: TargetId) -> Option<&Arc<TargetEntry>> {
+        self.entries.get(usize::from(id.slot))?.as_ref().filter(|entry| entry.id == id)
+    }
+
+    fn known(&self, id: TargetId) -> Option<&Arc<TargetEntry>> {
+        self.listed(id).or_else(|| self.gone.get(&id))
+    }
+}
+
+impl ReplicaSink for FleetSink {
+    fn target(&mut self, id: TargetId, rank: u16, ready: bool, info: &Arc<InstanceInfo>) {
+        let cells = self.known(id).map(|entry| entry.cells.clone());
+        if ready
+            && let Some(before) = self.listed(id)
+            && !before.ready
+        {
+            // The agent has reached the engine again: what this gateway saw before is out of date.
+            before.cells.connected();
+        }
+        let entry = TargetEntry::new(id, info.clone(), rank, ready, cells.unwrap_or_default());
+        let slot = usize::from(id.slot);
+        if slot >= self.entries.len() {
+            self.entries.resize(slot + 1, None);
+        }
+        self.gone.remove(&id);
+        self.entries[slot] = Some(Arc::new(entry));
+    }
+
+    fn target_gone(&mut self, id: TargetId) {
+        if let Some(entry) = self.listed(id).cloned() {
+            self.entries[usize::from(id.slot)] = None;
+            self.gone.insert(id, entry);
+        }
+    }
+
+    fn forgotten(&mut self, id: TargetId) {
+        self.gone.remove(&id);
+    }
+
+    fn publish(&mut self) {
+        self.fleet.publish(self.entries.clone());
+    }
+
+    fn engine_load(&mut self, id: TargetId, view: &EngineView) {
+        if let Some(entry) = self.known(id) {
+            let load = &view.load;
+            entry.cells.load.store(&EngineFigures {
+                running: load.running,
+                waiting: load.waiting,
+                kv_usage: load.kv_usage,
+                kv_total_tokens: load.kv_total_tokens,
+                prompt_tokens_per_s: load.prompt_tokens_per_s,
+                generation_tokens_per_s: load.generation_tokens_per_s,
+                foreign_requests: view.foreign_requests,
+                taken_us: load.taken_us,
+            });
+        }
+    }
+
+    fn peer_load(&mut self, id: TargetId, sums: &InFlight) {
+        if let Some(entry) = self.known(id) {
+            entry.cells.set_peers(InFlightSums {
+                requests: u64::from(sums.requests),
+                prefilling: u64::from(sums.prefilling),
+                prefill_tokens: sums.prefill_tokens,
+                context_tokens: sums.context_tokens,
+            });
+        }
+    }
+
+    fn trust(&mut self, trust: Trust) {
+        let (mode, what) = match trust {
+            Trust::Fresh => (Mode::Fresh, "the state of the fleet is fresh"),
+            Trust::Stale => {
+                (Mode::Stale, "nothing heard from the scheduler: other parties' load no longer counts")
+            }
+            Trust::Blind => (Mode::Blind, "nothing heard from the scheduler for long: round robin"),
+        };
+        if trust == Trust::Fresh {
+            tracing::info!("{what}");
+        } else {
+            tracing::warn!("{what}");
+        }
+        self.fleet.set_mode(mode);
+    }
+}
+
+impl ReservationSource for FleetSink {
+    fn in_flight(&self, id: TargetId) -> InFlight {
+        let sums = self.known(id).map(|entry| entry.cells.counters.in_flight()).unwrap_or_default();
+        let narrow = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        InFlight {
+            target: id.pack(),
+            requests: narrow(sums.requests),
+            prefilling: narrow(sums.prefilling),
+            prefill_tokens: sums.prefill_tokens,
+            context_tokens: sums.context_tokens,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fairlead_routing::Reservation;
+
+    use super::*;
+    use crate::StaticInstance;
+
+    fn sink() -> (FleetSink, Arc<InstanceInfo>) {
+        let instance =
+            StaticInstance { name: "a".into(), address: "127.0.0.1:1".into(), models: vec!["m".into()] };
+        (FleetSink::new(crate::static_fleet(&[])), instance.entry(0).info.clone())
+    }
+
+    #[test]
+    fn counters_survive_changes_and_a_short_absence() {
+        let (mut sink, info) = sink();
+        let id = TargetId::new(3, 1);
+        sink.target(id, 0, true, &info);
+        sink.publish();
+        let entry = sink.fleet().table_full().get(id).cloned().unwrap();
+        let held = Reservation::new(entry, 10, 10);
+        sink.target(id, 0, false, &info);
+        sink.publish();
+        assert_eq!(sink.fleet().table().ready(), 0);
+        assert_eq!(sink.in_flight(id).requests, 1);
+        sink.target_gone(id);
+        sink.publish();
+        assert!(sink.fleet().table().model("m").is_none());
+        assert_eq!(sink.in_flight(id).requests, 1, "a gone target's requests are still counted");
+        sink.target(id, 0, true, &info);
+        sink.publish();
+        assert_eq!(sink.in_flight(id).requests, 1);
+        drop(held);
+        assert_eq!(sink.in_flight(id).requests, 0);
+        sink.target_gone(id);
+        sink.forgotten(id);
+        assert_eq!(sink.in_flight(id), InFlight { target: id.pack(), ..Default::default() });
+    }
+
+    #[test]
+    fn another_generation_has_counters_of_its_own() {
+        let (mut sink, info) = sink();
+        sink.target(TargetId::new(0, 1), 0, true, &info);
+        sink.publish();
+        let entry = sink.fleet().table_full().get(TargetId::new(0, 1)).cloned().unwrap();
+        let _held = Reservation::new(entry, 10, 10);
+        sink.target_gone(TargetId::new(0, 1));
+        sink.target(TargetId::new(0, 2), 0, true, &info);
+        sink.publish();
+        assert_eq!(sink.in_flight(TargetId::new(0, 2)).requests, 0);
+        assert_eq!(sink.in_flight(TargetId::new(0, 1)).requests, 1);
+    }
+
+    #[test]
+    fn a_recovered_target_has_its_circuit_closed() {
+        let (mut sink, info) = sink();
+        let id = TargetId::new(0, 1);
+        sink.target(id, 0, true, &info);
+        sink.publish();
+        let cells = sink.fleet().table_full().get(id).unwrap().cells.clone();
+        cells.connect_failed(1_000);
+        sink.target(id, 0, true, &info);
+        assert!(
+            !cells.circuit_closed(2_000),
+            "news without a change of readiness says nothing about connects"
+        );
+        sink.target(id, 0, false, &info);
+        sink.target(id, 0, true, &info);
+        assert!(cells.circuit_closed(2_000));
+    }
+}

@@ -1,0 +1,127 @@
+//! `fairlead sim`, and the simulated engines of `fairlead up --sim N`.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use clap::Args;
+use fairlead_sim::{EngineKind, Faults, Profile, Sim, SimOptions};
+
+use super::{out, signals};
+
+/// A simulated engine: OpenAI and Anthropic routes, streaming, continuous batching, a block prefix cache, metrics
+/// under the real engine's names. `POST /sim/control` makes it fail on demand, `GET /sim/state` shows what reached it.
+#[derive(Args)]
+pub struct SimArgs {
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, default_value = "127.0.0.1:8000", value_name = "ADDR")]
+    listen: SocketAddr,
+    /// Time until the engine is ready, seconds; until then /health answers 503
+    #[arg(long, default_value_t = 0.0, value_name = "SECONDS")]
+    startup: f64,
+    /// Faults from the start, as the JSON that POST /sim/control takes, for example '{"die_after":3}'
+    #[arg(long, value_name = "JSON")]
+    faults: Option<String>,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+/// What a simulated engine is, apart from where it listens.
+#[derive(Args, Clone)]
+struct EngineArgs {
+    /// Engine whose names and routes are spoken
+    #[arg(long = "engine", value_enum, default_value_t = EngineKind::Vllm)]
+    kind: EngineKind,
+    /// Step costs and memory: 8b-h200 or 70b-tp4
+    #[arg(long = "profile", default_value = "8b-h200", value_name = "NAME")]
+    profile: String,
+    /// Model names served, comma-separated
+    #[arg(long = "model", default_value = "sim-8b", value_delimiter = ',', value_name = "NAMES")]
+    models: Vec<String>,
+    /// How many times faster than life the engine computes
+    #[arg(long = "speed", default_value_t = 1.0, value_name = "FACTOR")]
+    speed: f64,
+    /// Tokens in a KV block
+    #[arg(long = "block-size", default_value_t = 16, value_name = "TOKENS")]
+    block_size: u32,
+    /// KV blocks; default is what the profile's memory holds
+    #[arg(long = "kv-blocks", value_name = "N")]
+    kv_blocks: Option<u32>,
+    /// Requests run at once; default is the profile's
+    #[arg(long = "max-num-seqs", value_name = "N")]
+    max_num_seqs: Option<u32>,
+    /// Requests that may wait; beyond, 503
+    #[arg(long = "max-waiting", default_value_t = 4096, value_name = "N")]
+    max_waiting: u32,
+}
+
+impl EngineArgs {
+    fn options(&self, listen: SocketAddr) -> anyhow::Result<SimOptions> {
+        let mut profile = profile("--profile", &self.profile)?;
+        if let Some(seqs) = self.max_num_seqs {
+            profile.max_running = seqs;
+        }
+        Ok(SimOptions {
+            listen,
+            engine: self.kind,
+            models: self.models.clone(),
+            profile,
+            speed: self.speed,
+            block_tokens: self.block_size,
+            kv_blocks: self.kv_blocks,
+            max_waiting: self.max_waiting,
+            ..SimOptions::default()
+        })
+    }
+}
+
+/// The traits of simulated engines that `fairlead up` lets one choose.
+#[derive(Args, Clone)]
+pub struct UpSimArgs {
+    /// Number of simulated engines
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub sim: Option<u16>,
+    /// Their step costs and memory: 8b-h200 or 70b-tp4
+    #[arg(long = "sim-profile", default_value = "8b-h200", value_name = "NAME")]
+    profile: String,
+    /// The model names they serve, comma-separated
+    #[arg(long = "sim-model", default_value = "sim-8b", value_delimiter = ',', value_name = "NAMES")]
+    models: Vec<String>,
+    /// How many times faster than life they compute
+    #[arg(long = "sim-speed", default_value_t = 1.0, value_name = "FACTOR")]
+    speed: f64,
+    /// KV blocks of 16 tokens that each has; default is what the profile's memory holds
+    #[arg(long = "sim-kv-blocks", value_name = "N")]
+    kv_blocks: Option<u32>,
+}
+
+impl UpSimArgs {
+    /// Options of the engine with that name, on a free port.
+    pub fn options(&self, name: String) -> anyhow::Result<SimOptions> {
+        let profile = profile("--sim-profile", &self.profile)?;
+        let (models, kv_blocks) = (self.models.clone(), self.kv_blocks);
+        Ok(SimOptions { name, models, profile, speed: self.speed, kv_blocks, ..SimOptions::default() })
+    }
+}
+
+fn profile(flag: &str, name: &str) -> anyhow::Result<Profile> {
+    Profile::named(name).ok_or_else(|| anyhow!("{flag} {name:?}: allowed are {}", Profile::NAMES.join(", ")))
+}
+
+pub fn run(args: SimArgs) -> anyhow::Result<ExitCode> {
+    let mut options = args.engine.options(args.listen)?;
+    options.startup = Duration::try_from_secs_f64(args.startup).context("--startup")?;
+    if let Some(faults) = &args.faults {
+        options.faults = serde_json::from_str::<Faults>(faults).context("--faults")?;
+    }
+    let models = options.models.join(",");
+    signals::runtime(1)?.block_on(async {
+        let mut stop = signals::Stop::listen()?;
+        let sim = Sim::start(options).await?;
+        out::line(format_args!("ready: http://{} models={models} simulated engine", sim.addr()));
+        stop.recv().await;
+        sim.shutdown().await;
+        Ok(ExitCode::SUCCESS)
+    })
+}
