@@ -11,7 +11,7 @@
 //! Left out is what templates do not render and clients vary: identifiers of messages and tool calls, `cache_control`,
 //! `status`, and the billing line that one coding agent puts, with a new hash in it, before every system prompt. A
 //! string and the same string as the only text part are equal. Members of messages, parts and tools may come in any
-//! order; inside the schema of a tool and other deep values the order is the client's, as it is when rendered.
+//! order (of members that occur twice here, which of them counts is not defined); inside the schema of a tool and other deep values the order is the client's, as it is when rendered.
 
 mod emit;
 mod item;
@@ -119,19 +119,18 @@ fn one_text(out: &mut Out<'_, '_>, cursor: &mut Cursor<'_>, depth: u32) -> Parse
 
 /// A token id as the engines' own events carry it; what is none is written as it stands.
 fn token(out: &mut Out<'_, '_>, cursor: &mut Cursor<'_>) -> Parsed<()> {
-    let digits = cursor.number()?.of(cursor.body);
-    let mut id = 0u32;
-    for &digit in digits {
-        let next = match digit {
-            b'0'..=b'9' => id.checked_mul(10).and_then(|id| id.checked_add(u32::from(digit - b'0'))),
-            _ => None,
-        };
-        let Some(next) = next else {
-            out.tagged(emit::SCALAR, digits);
-            return Ok(());
-        };
-        id = next;
+    let start = cursor.at;
+    let mut id = Some(0u32);
+    while let Some(digit @ b'0'..=b'9') = cursor.peek() {
+        id = id.and_then(|id| id.checked_mul(10)?.checked_add(u32::from(digit - b'0')));
+        cursor.at += 1;
     }
-    out.put(&id.to_le_bytes());
+    if let (Some(id), Some(b',' | b']' | b' ' | b'\n' | b'\r' | b'\t')) = (id, cursor.peek()) {
+        out.put(&id.to_le_bytes());
+        return Ok(());
+    }
+    cursor.at = start;
+    let digits = cursor.number()?.of(cursor.body);
+    out.tagged(emit::SCALAR, digits);
     Ok(())
 }

@@ -9,9 +9,12 @@
 //! strings; `memchr` cannot look for them as well, so the cursor is told whether the body holds any at all and checks
 //! the stretches that `memchr` jumped over only if it does.
 
-use std::borrow::Cow;
+mod text;
 
 use memchr::{memchr, memchr2};
+
+use text::short;
+pub(crate) use text::{decode, escape};
 
 /// Containers that may be open at once.
 pub const MAX_DEPTH: u32 = 128;
@@ -238,23 +241,28 @@ impl<'b> Cursor<'b> {
     }
 
     /// Finds the end of a string that is known to be well-formed: the first quote after an even number of backslashes.
+    /// Escapes are jumped over rather than looked at one by one.
     #[inline]
     fn checked_string(&mut self, start: usize) -> Parsed<Text> {
-        let mut at = start;
-        loop {
-            let rest = self.body.get(at..).unwrap_or_default();
-            let Some(quote) = memchr(b'"', rest) else {
-                return Err(Fault { at: self.body.len(), what: What::End });
-            };
-            at += quote + 1;
-            let bytes = &self.body[start..at - 1];
-            let slashes = bytes.iter().rev().take_while(|&&byte| byte == b'\\').count();
-            if slashes % 2 == 0 {
-                self.at = at;
-                let escaped = memchr(b'\\', bytes).is_some();
-                return Ok(Text { span: Span { start, end: at - 1 }, escaped });
+        let mut at = self.stop_from(start)?;
+        let mut escaped = true;
+        if self.body.get(at) == Some(&b'"') {
+            escaped = false;
+        } else {
+            loop {
+                let rest = self.body.get(at..).unwrap_or_default();
+                let quote = memchr(b'"', rest).ok_or(Fault { at: self.body.len(), what: What::End })?;
+                at += quote;
+                let before = &self.body[start..at];
+                let slashes = before.iter().rev().take_while(|&&byte| byte == b'\\').count();
+                if slashes % 2 == 0 {
+                    break;
+                }
+                at += 1;
             }
         }
+        self.at = at + 1;
+        Ok(Text { span: Span { start, end: at }, escaped })
     }
 
     /// The offset of the next quote, backslash or (raw) control character.
@@ -352,6 +360,9 @@ impl<'b> Cursor<'b> {
 
     /// Checks and passes over any value. `depth` containers are open around it.
     pub fn skip(&mut self, depth: u32) -> Parsed<()> {
+        if self.checked && matches!(self.kind()?, Kind::Object | Kind::Array) {
+            return self.skip_container();
+        }
         // Bit 0 tells whether the innermost open container is an object; MAX_DEPTH bits suffice.
         let mut objects: u128 = 0;
         let mut open = 0;
@@ -411,6 +422,30 @@ impl<'b> Cursor<'b> {
                 objects >>= 1;
             }
         }
+    }
+
+    /// Passes over a container that is known to be well-formed, by its brackets and strings alone.
+    fn skip_container(&mut self) -> Parsed<()> {
+        let mut open = 0u32;
+        while let Some(byte) = self.peek() {
+            match byte {
+                b'"' => {
+                    self.string()?;
+                    continue;
+                }
+                b'{' | b'[' => open += 1,
+                b'}' | b']' => {
+                    open = open.saturating_sub(1);
+                    if open == 0 {
+                        self.at += 1;
+                        return Ok(());
+                    }
+                }
+                _ => {}
+            }
+            self.at += 1;
+        }
+        Err(self.fault(What::End))
     }
 
     /// Walks an object's members: `member` is called with the cursor before each value and must read exactly that
@@ -489,105 +524,4 @@ impl<'b> Cursor<'b> {
         self.at += 1;
         Ok(())
     }
-}
-
-/// Decodes a key into a small buffer; empty if it does not fit.
-fn short<'k>(body: &[u8], text: Text, buffer: &'k mut [u8; MAX_KNOWN_KEY]) -> &'k [u8] {
-    let mut length = 0;
-    let fits = pieces(body, text, |piece| {
-        if let Some(room) = buffer.get_mut(length..length + piece.len()) {
-            room.copy_from_slice(piece);
-        }
-        length += piece.len();
-    });
-    match fits {
-        Ok(()) => buffer.get(..length).unwrap_or_default(),
-        Err(_) => &[],
-    }
-}
-
-/// Calls `sink` with the decoded bytes of a string, piece by piece.
-#[inline]
-pub(crate) fn pieces(body: &[u8], text: Text, mut sink: impl FnMut(&[u8])) -> Parsed<()> {
-    let bytes = text.span.of(body);
-    if !text.escaped {
-        sink(bytes);
-        return Ok(());
-    }
-    let mut at = 0;
-    while let Some(run) = memchr(b'\\', bytes.get(at..).unwrap_or_default()) {
-        if run > 0 {
-            sink(&bytes[at..at + run]);
-        }
-        at += run;
-        let (decoded, length) = escape(bytes, at).map_err(|what| Fault { at: text.span.start + at, what })?;
-        sink(decoded.encode_utf8(&mut [0; 4]).as_bytes());
-        at += length;
-    }
-    if let Some(tail) = bytes.get(at..)
-        && !tail.is_empty()
-    {
-        sink(tail);
-    }
-    Ok(())
-}
-
-/// A string's decoded value; borrowed unless it holds an escape.
-pub(crate) fn decode<'b>(body: &'b [u8], text: Text) -> Cow<'b, str> {
-    let bytes = text.span.of(body);
-    if !text.escaped {
-        return String::from_utf8_lossy(bytes);
-    }
-    let mut decoded = Vec::with_capacity(bytes.len());
-    // A fault cannot happen in a string that the cursor has accepted; what was decoded so far is kept if it does.
-    let _ = pieces(body, text, |piece| decoded.extend_from_slice(piece));
-    Cow::Owned(String::from_utf8(decoded).unwrap_or_default())
-}
-
-/// Decodes the escape whose backslash is at `at`: its character and its length in bytes.
-#[inline]
-pub(crate) fn escape(bytes: &[u8], at: usize) -> Result<(char, usize), What> {
-    let plain = match bytes.get(at + 1) {
-        Some(b'n') => '\n',
-        Some(b'"') => '"',
-        Some(b'\\') => '\\',
-        Some(b'/') => '/',
-        Some(b't') => '\t',
-        Some(b'r') => '\r',
-        Some(b'b') => '\u{8}',
-        Some(b'f') => '\u{c}',
-        Some(b'u') => return unicode(bytes, at),
-        Some(_) => return Err(What::Escape),
-        None => return Err(What::End),
-    };
-    Ok((plain, 2))
-}
-
-fn unicode(bytes: &[u8], at: usize) -> Result<(char, usize), What> {
-    let high = hex4(bytes, at + 2)?;
-    match high {
-        0xDC00..=0xDFFF => Err(What::Surrogate),
-        0xD800..=0xDBFF => {
-            if bytes.get(at + 6) != Some(&b'\\') || bytes.get(at + 7) != Some(&b'u') {
-                return Err(What::Surrogate);
-            }
-            let low = hex4(bytes, at + 8)?;
-            if !(0xDC00..=0xDFFF).contains(&low) {
-                return Err(What::Surrogate);
-            }
-            let code = 0x1_0000 + ((high - 0xD800) << 10) + (low - 0xDC00);
-            char::from_u32(code).map(|decoded| (decoded, 12)).ok_or(What::Surrogate)
-        }
-        _ => char::from_u32(high).map(|decoded| (decoded, 6)).ok_or(What::Surrogate),
-    }
-}
-
-fn hex4(bytes: &[u8], at: usize) -> Result<u32, What> {
-    let mut value = 0;
-    for offset in 0..4 {
-        let byte = *bytes.get(at + offset).ok_or(What::End)?;
-        let digit = char::from(byte).to_digit(16).ok_or(What::Escape)?;
-        value = value << 4 | digit;
-    }
-    Ok(value)
 }

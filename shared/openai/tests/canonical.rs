@@ -44,7 +44,7 @@ fn prompts_of_every_api() {
         (
             Api::Chat,
             r#"{"messages":[{"role":"assistant","content":"c","reasoning_content":"r","tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{\"a\":1}"}},{"id":"2","function":{"arguments":"{}","name":"g"}}]},{"role":"tool","tool_call_id":"1","content":"out"}]}"#,
-            "~massistant~r~sr~cc~t~sf~s{\"a\":1}~t~sg~s{}~mtool~cout",
+            "~massistant~cc~r~sr~t~sf~s{\"a\":1}~t~sg~s{}~mtool~cout",
         ),
         (
             Api::Chat,
@@ -93,7 +93,7 @@ fn prompts_of_every_api() {
         (
             Api::Messages,
             r#"{"messages":[{"role":"assistant","content":[{"type":"tool_use","id":"t1","name":"f","input":{"b":1,"a":2}}]},{"role":"user","content":[{"type":"tool_result","tool_use_id":"t1","content":[{"type":"text","text":"out"}],"is_error":false}]}]}"#,
-            "~massistant~p~stool_use~kinput~{~kb~v1~ka~v2~}~kname~sf~muser~p~stool_result~kis_error~vfalse~cout",
+            "~massistant~p~stool_use~kinput~{~kb~v1~ka~v2~}~kname~sf~muser~p~stool_result~cout~kis_error~vfalse",
         ),
         (Api::Rerank, r#"{"documents":["a","b"],"query":"q"}"#, "~q~iq~o~ia~ib"),
         (Api::Score, r#"{"text_1":"a","text_2":"b"}"#, "~q~ia~o~ib"),
@@ -265,7 +265,14 @@ fn write_part(writer: &mut Writer, part: &Part, id: &str) -> String {
 }
 
 fn write_tool(writer: &mut Writer, (name, schema): &(String, Value)) -> String {
-    let function = vec![("name", writer.string(name)), ("parameters", writer.value(schema))];
+    let mut function = vec![("name", writer.string(name)), ("parameters", writer.value(schema))];
+    if name.len().is_multiple_of(2) {
+        function.push(("description", writer.string("what it does")));
+    }
+    if name.len().is_multiple_of(3) {
+        function.push(("z", writer.value(schema)));
+        function.push(("a", writer.value(schema)));
+    }
     let tool = vec![("type", writer.string("function")), ("function", writer.object(function))];
     writer.object(tool)
 }

@@ -82,18 +82,26 @@ fn compare(body: &[u8], one: Text, other: Text) -> Ordering {
     decode(body, one).cmp(&decode(body, other))
 }
 
-/// A message of any API, or an item of the Responses API that has no role.
+/// A message of any API, or an item of the Responses API that has no role. Its content follows its role, whatever
+/// comes between them in the JSON.
 pub(super) fn message(out: &mut Out<'_, '_>, cursor: &mut Cursor<'_>, depth: u32) -> Parsed<()> {
     if cursor.kind()? != Kind::Object {
         return value(out, cursor, depth);
     }
     let start = cursor.at;
     let [mut role, mut name, mut text, mut reasoning, mut calls, mut call] = [None; 6];
+    let mut begun = false;
     cursor.object(depth, "", |cursor, key, depth| {
         let slot = match key.name {
+            b"content" => {
+                if let (Some(Found::Text(role)), Kind::String | Kind::Array) = (role, cursor.kind()?) {
+                    begun = true;
+                    return role_and_content(out, role, cursor, depth);
+                }
+                &mut text
+            }
             b"role" => &mut role,
             b"name" => &mut name,
-            b"content" => &mut text,
             b"reasoning" | b"reasoning_content" => &mut reasoning,
             b"tool_calls" => &mut calls,
             b"function_call" => &mut call,
@@ -106,20 +114,20 @@ pub(super) fn message(out: &mut Out<'_, '_>, cursor: &mut Cursor<'_>, depth: u32
     let Some(Found::Text(role)) = role else {
         return part(out, &mut Cursor::checked(out.body(), start), depth);
     };
-    out.tagged_text(MESSAGE, role)?;
+    match text {
+        Some(Found::Text(text)) => {
+            out.tagged_text(MESSAGE, role)?;
+            out.tagged_text(CONTENT, text)?;
+        }
+        Some(Found::At(at)) => role_and_content(out, role, &mut Cursor::checked(out.body(), at), inner)?,
+        None if !begun => out.tagged_text(MESSAGE, role)?,
+        None => {}
+    }
     for (tag, value_at) in [(NAME, name), (REASONING, reasoning)] {
         if let Some(value_at) = value_at {
             out.tag(tag);
             found_value(out, value_at, inner)?;
         }
-    }
-    match text {
-        Some(Found::Text(text)) => out.tagged_text(CONTENT, text)?,
-        Some(Found::At(at)) => {
-            let system = out.is(role, "system");
-            content(out, &mut Cursor::checked(out.body(), at), inner, system)?;
-        }
-        None => {}
     }
     if let Some(Found::At(at)) = calls {
         let mut cursor = Cursor::checked(out.body(), at);
@@ -132,6 +140,12 @@ pub(super) fn message(out: &mut Out<'_, '_>, cursor: &mut Cursor<'_>, depth: u32
         Some(Found::At(at)) => tool_call(out, &mut Cursor::checked(out.body(), at), inner),
         _ => Ok(()),
     }
+}
+
+fn role_and_content(out: &mut Out<'_, '_>, role: Text, cursor: &mut Cursor<'_>, depth: u32) -> Parsed<()> {
+    out.tagged_text(MESSAGE, role)?;
+    let system = out.is(role, "system");
+    content(out, cursor, depth, system)
 }
 
 /// A call of a function by the model. Its id is left out: few templates render it.
@@ -191,12 +205,21 @@ pub(super) fn part(out: &mut Out<'_, '_>, cursor: &mut Cursor<'_>, depth: u32) -
 
 fn content_part(out: &mut Out<'_, '_>, cursor: &mut Cursor<'_>, depth: u32, system: bool) -> Parsed<()> {
     let [mut kind, mut text, mut nested] = [None; 3];
+    let mut begun = false;
     let mut rest = Rest::new();
     cursor.object(depth, "", |cursor, key, depth| {
         match key.name {
             b"type" => kind = found(cursor, depth)?,
             b"text" => text = found(cursor, depth)?,
-            b"content" => nested = found(cursor, depth)?,
+            b"content" => match (kind, cursor.kind()?) {
+                (Some(kind), Kind::Array) if !begun && !plain(out, kind) => {
+                    begun = true;
+                    out.tag(PART);
+                    found_value(out, kind, depth)?;
+                    content(out, cursor, depth, false)?;
+                }
+                _ => nested = found(cursor, depth)?,
+            },
             CACHE_CONTROL | b"id" | b"call_id" | b"tool_use_id" | b"tool_call_id" | b"status" => {
                 cursor.skip(depth)?;
             }
@@ -207,47 +230,68 @@ fn content_part(out: &mut Out<'_, '_>, cursor: &mut Cursor<'_>, depth: u32, syst
         }
         Ok(())
     })?;
-    let plain = match kind {
-        None => true,
-        Some(Found::Text(kind)) => {
-            out.is(kind, "text") || out.is(kind, "input_text") || out.is(kind, "output_text")
-        }
-        Some(Found::At(_)) => false,
-    };
-    if let (true, Some(Found::Text(text))) = (plain, text) {
+    if let Some(Found::Text(text)) = text
+        && kind.is_none_or(|kind| plain(out, kind))
+    {
         if system && out.begins(text, BILLING) {
             return Ok(());
         }
         return out.tagged_text(CONTENT, text);
     }
-    out.tag(PART);
-    if let Some(kind) = kind {
-        found_value(out, kind, depth + 1)?;
+    if !begun {
+        out.tag(PART);
+        if let Some(kind) = kind {
+            found_value(out, kind, depth + 1)?;
+        }
     }
-    rest.write(out, depth + 1)?;
+    match nested {
+        Some(Found::Text(text)) => out.tagged_text(CONTENT, text)?,
+        Some(Found::At(at)) => {
+            content(out, &mut Cursor::checked(out.body(), at), depth + 1, false)?;
+        }
+        None => {}
+    }
     if let Some(text) = text {
         found_value(out, text, depth + 1)?;
     }
-    match nested {
-        Some(Found::Text(text)) => out.tagged_text(CONTENT, text),
-        Some(Found::At(at)) => content(out, &mut Cursor::checked(out.body(), at), depth + 1, false),
-        None => Ok(()),
-    }
+    rest.write(out, depth + 1)
 }
 
-/// A tool's definition, in any API's form.
+/// Whether a part of that type is text and nothing else.
+fn plain(out: &Out<'_, '_>, kind: Found) -> bool {
+    let Found::Text(kind) = kind else { return false };
+    out.is(kind, "text") || out.is(kind, "input_text") || out.is(kind, "output_text")
+}
+
+/// A tool's definition, in any API's form: its name, its description and its schema, whatever their order.
 pub(super) fn definition(out: &mut Out<'_, '_>, cursor: &mut Cursor<'_>, depth: u32) -> Parsed<()> {
     if cursor.kind()? != Kind::Object {
         return value(out, cursor, depth);
     }
-    let [mut name, mut description, mut schema, mut function] = [None; 4];
+    let [mut name, mut description, mut schema] = [None; 3];
+    let mut wrapped = false;
+    let mut begun = false;
     let mut rest = Rest::new();
     cursor.object(depth, "", |cursor, key, depth| {
         let slot = match key.name {
+            b"function" if cursor.kind()? == Kind::Object => {
+                wrapped = true;
+                return definition(out, cursor, depth);
+            }
+            b"parameters" | b"input_schema" => {
+                if let (Some(name), Some(description), Kind::Object) = (name, description, cursor.kind()?)
+                    && !begun
+                {
+                    begun = true;
+                    out.tag(DEFINITION);
+                    found_value(out, name, depth)?;
+                    found_value(out, description, depth)?;
+                    return value(out, cursor, depth);
+                }
+                &mut schema
+            }
             b"name" => &mut name,
             b"description" => &mut description,
-            b"parameters" | b"input_schema" => &mut schema,
-            b"function" => &mut function,
             CACHE_CONTROL | b"type" | b"strict" => return cursor.skip(depth),
             _ => {
                 let value_at = found(cursor, depth)?;
@@ -258,12 +302,17 @@ pub(super) fn definition(out: &mut Out<'_, '_>, cursor: &mut Cursor<'_>, depth: 
         *slot = found(cursor, depth)?;
         Ok(())
     })?;
-    if let Some(Found::At(at)) = function {
-        return definition(out, &mut Cursor::checked(out.body(), at), depth + 1);
+    if wrapped {
+        return Ok(());
     }
-    out.tag(DEFINITION);
-    for value_at in [name, description, schema].into_iter().flatten() {
-        found_value(out, value_at, depth + 1)?;
+    if !begun {
+        out.tag(DEFINITION);
+        for value_at in [name, description].into_iter().flatten() {
+            found_value(out, value_at, depth + 1)?;
+        }
+    }
+    if let Some(schema) = schema {
+        found_value(out, schema, depth + 1)?;
     }
     rest.write(out, depth + 1)
 }
