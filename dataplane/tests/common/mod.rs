@@ -1,0 +1,125 @@
+//! In-test engines and raw clients over plain blocking sockets.
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+pub mod client;
+pub mod engine;
+
+use std::time::Duration;
+
+use fairlead_dataplane::runtime::{Driver, Executor};
+use fairlead_dataplane::{Gateway, GatewayOptions, StaticInstance, start, static_fleet};
+
+pub use client::{Answer, Client};
+pub use engine::{Conn, Engine, Request, Then};
+
+/// Longest wait for anything that must happen.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The drivers that this machine has; says so when one is missing.
+pub fn drivers() -> Vec<Driver> {
+    let mut found = vec![Driver::Epoll];
+    let probe = std::thread::spawn(|| Executor::build(Driver::Uring).map(|_| ()).map_err(|e| e.to_string()));
+    match probe.join().unwrap() {
+        Ok(()) => found.push(Driver::Uring),
+        Err(why) => eprintln!("skipped on io_uring: the kernel refuses the ring ({why})"),
+    }
+    found
+}
+
+/// A gateway over some engines that all serve model `m`.
+pub struct Rig {
+    pub gateway: Gateway,
+    pub driver: Driver,
+}
+
+impl Rig {
+    pub fn new(driver: Driver, engines: &[&Engine]) -> Self {
+        Self::with(driver, engines, |_| {})
+    }
+
+    pub fn with(driver: Driver, engines: &[&Engine], adjust: impl FnOnce(&mut GatewayOptions)) -> Self {
+        let addresses: Vec<_> = engines.iter().map(|engine| engine.addr.to_string()).collect();
+        Self::at(driver, &addresses, adjust)
+    }
+
+    pub fn at(driver: Driver, addresses: &[String], adjust: impl FnOnce(&mut GatewayOptions)) -> Self {
+        let instances: Vec<_> = addresses
+            .iter()
+            .enumerate()
+            .map(|(index, address)| StaticInstance {
+                name: format!("engine-{index}"),
+                address: address.clone(),
+                models: vec!["m".into()],
+            })
+            .collect();
+        let mut options =
+            GatewayOptions { shards: 1, pin: false, driver, seed: 7, ..GatewayOptions::default() };
+        adjust(&mut options);
+        let gateway = start(options, static_fleet(&instances)).unwrap();
+        Self { gateway, driver }
+    }
+
+    pub fn client(&self) -> Client {
+        Client::connect(self.gateway.addr())
+    }
+
+    /// Sends one request on a connection of its own.
+    pub fn ask(&self, request: impl AsRef<[u8]>) -> Answer {
+        let mut client = self.client();
+        client.send(request);
+        client.answer()
+    }
+
+    /// Requests in flight on all targets, by the routing counters.
+    pub fn in_flight(&self) -> u64 {
+        let table = self.gateway.shared().fleet.table_full();
+        table.entries.iter().flatten().map(|entry| entry.cells.counters.in_flight().requests).sum()
+    }
+
+    /// Everything that requests took must have been given back.
+    pub fn assert_settled(&self) {
+        let shared = self.gateway.shared();
+        eventually("counters back to zero", || {
+            self.in_flight() == 0 && shared.in_flight.used() == 0 && shared.body_bytes.used() == 0
+        });
+    }
+}
+
+/// Runs `body` on every driver.
+pub fn on_each_driver(body: impl Fn(Driver)) {
+    for driver in drivers() {
+        body(driver);
+    }
+}
+
+/// Waits until `condition` holds.
+#[track_caller]
+pub fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let end = std::time::Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(std::time::Instant::now() < end, "never happened: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A POST of JSON with its length.
+pub fn post(path: &str, body: &str) -> String {
+    format!(
+        "POST {path} HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+/// A chat request of model `m`.
+pub fn chat(text: &str) -> String {
+    post("/v1/chat/completions", &chat_body(text))
+}
+
+pub fn chat_body(text: &str) -> String {
+    format!(r#"{{"model":"m","messages":[{{"role":"user","content":"{text}"}}]}}"#)
+}
+
+/// A streaming request on a path of the API.
+pub fn stream(path: &str) -> String {
+    post(path, r#"{"model":"m","stream":true,"max_tokens":5,"messages":[{"role":"user","content":"hi"}]}"#)
+}
