@@ -8,8 +8,6 @@
 mod names;
 mod reader;
 mod sample;
-#[cfg(test)]
-mod tests;
 
 pub(crate) use names::expected;
 pub use names::{Field, Nature};
