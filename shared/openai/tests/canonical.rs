@@ -343,3 +343,24 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_deepest_content_fits_a_small_stack() {
+    let nest =
+        |head: &str, tail: &str, levels: usize| format!("{}1{}", head.repeat(levels), tail.repeat(levels));
+    let bodies = [
+        format!(
+            r#"{{"messages":[{{"role":"u","content":{}}}]}}"#,
+            nest(r#"[{"type":"tool_result","content":"#, "}]", 62)
+        ),
+        format!(r#"{{"tools":[{}]}}"#, nest(r#"{"function":"#, "}", 125)),
+        format!(r#"{{"tools":[{{"x":{}}}]}}"#, nest("[", "]", 125)),
+    ];
+    let run = move || {
+        for body in &bodies {
+            assert!(!bytes(Api::Other, body).is_empty());
+        }
+    };
+    let thread = std::thread::Builder::new().stack_size(1 << 20).spawn(run).expect("a thread");
+    assert!(thread.join().is_ok());
+}
