@@ -31,20 +31,23 @@ async fn a_registered_engine_reaches_gateways_and_the_debug_page() {
     let cluster = Cluster::new();
     let scheduler = cluster.start().await;
     let mut early = cluster.connect(scheduler.addr(), Role::Gateway, "early", 1).await;
-    let agent = cluster.connect(scheduler.addr(), Role::Agent, "a", 1).await;
+    let agent = cluster.connect(scheduler.addr(), Role::Agent, "engine", 1).await;
     assert_eq!(agent.welcome.epoch, scheduler.epoch());
     agent.register("engine", 5).await;
     agent.report(5, 3).await;
-    let id = early.hear_until(|message| target_of(message, "engine", true)).await;
+    // Lanes overtake one another: the load may come before the target it speaks of.
+    let (mut id, mut loads) = (None, Vec::new());
     let running = early
-        .hear_until(|message| match message {
-            Message::LoadUpdate(update) => {
-                update.engines.iter().find(|engine| engine.target == id)?.load.running
+        .hear_until(|message| {
+            id = id.or_else(|| target_of(message, "engine", true));
+            if let Message::LoadUpdate(update) = message {
+                loads.extend(update.engines.iter().copied());
             }
-            _ => None,
+            loads.iter().find(|engine| Some(engine.target) == id)?.load.running
         })
         .await;
     assert_eq!(running, 3);
+    let id = id.unwrap();
 
     let mut late = cluster.connect(scheduler.addr(), Role::Gateway, "late", 1).await;
     let seen = late.hear_until(|message| target_of(message, "engine", true)).await;
@@ -65,7 +68,7 @@ async fn a_registered_engine_reaches_gateways_and_the_debug_page() {
 async fn placements_and_reservations_of_one_gateway_reach_the_other() {
     let cluster = Cluster::new();
     let scheduler = cluster.start().await;
-    let agent = cluster.connect(scheduler.addr(), Role::Agent, "a", 1).await;
+    let agent = cluster.connect(scheduler.addr(), Role::Agent, "engine", 1).await;
     agent.register("engine", 5).await;
     let mut one = cluster.connect(scheduler.addr(), Role::Gateway, "one", 1).await;
     let mut two = cluster.connect(scheduler.addr(), Role::Gateway, "two", 1).await;
@@ -116,13 +119,13 @@ async fn placements_and_reservations_of_one_gateway_reach_the_other() {
 async fn an_agent_that_leaves_takes_its_target_out_at_once() {
     let cluster = Cluster::new();
     let scheduler = cluster.start().await;
-    let agent = cluster.connect(scheduler.addr(), Role::Agent, "a", 1).await;
+    let agent = cluster.connect(scheduler.addr(), Role::Agent, "engine", 1).await;
     agent.register("engine", 5).await;
     let mut gateway = cluster.connect(scheduler.addr(), Role::Gateway, "g", 1).await;
     let id = gateway.hear_until(|message| target_of(message, "engine", true)).await;
     agent.sender.close("stopping");
     assert_eq!(gateway.hear_until(|message| target_of(message, "engine", false)).await, id);
-    let again = cluster.connect(scheduler.addr(), Role::Agent, "a", 2).await;
+    let again = cluster.connect(scheduler.addr(), Role::Agent, "engine", 2).await;
     again.register("engine", 5).await;
     assert_eq!(gateway.hear_until(|message| target_of(message, "engine", true)).await, id, "the same engine");
     scheduler.shutdown().await;
@@ -184,7 +187,7 @@ async fn a_broken_message_is_refused_with_the_reason_and_harms_nobody_else() {
 async fn a_gateway_that_does_not_read_delays_nobody_and_catches_up() {
     let cluster = Cluster::new();
     let scheduler = cluster.start().await;
-    let agent = cluster.connect(scheduler.addr(), Role::Agent, "a", 1).await;
+    let agent = cluster.connect(scheduler.addr(), Role::Agent, "engine", 1).await;
     agent.register("engine", 5).await;
     let mut writer = cluster.connect(scheduler.addr(), Role::Gateway, "writer", 1).await;
     let mut lazy = cluster.connect(scheduler.addr(), Role::Gateway, "lazy", 1).await;

@@ -109,12 +109,15 @@ impl Peer {
 
     /// Messages until one satisfies `wanted`.
     pub async fn hear_until<T>(&mut self, mut wanted: impl FnMut(&Message) -> Option<T>) -> T {
-        loop {
-            let message = self.hear().await.expect("an open link");
-            if let Some(found) = wanted(&message) {
-                return found;
+        soon(async {
+            loop {
+                let message = self.hear().await.expect("an open link");
+                if let Some(found) = wanted(&message) {
+                    return found;
+                }
             }
-        }
+        })
+        .await
     }
 
     /// How the link ends, whatever is said before.
@@ -126,6 +129,7 @@ impl Peer {
         }
     }
 
+    /// Registers an engine under the agent's own name.
     pub async fn register(&self, name: &str, incarnation: u64) {
         self.say(Lane::Control, &Register { instance: instance(name, incarnation) }).await;
     }
