@@ -80,15 +80,19 @@ impl Shared {
 }
 
 /// Number of leading elements in which a run and a path agree. Equal chained hashes mean equal prefixes, so
-/// agreement is monotone: the last element first, else bisect.
+/// agreement is monotone: the last element first, else bisect. (The first one too, so that for a path which is not
+/// chained the answer from the place where this one stopped is zero, in every replica.)
 #[inline]
 pub(crate) fn matched(run: &[AtomicU64], path: &[u64]) -> usize {
     let most = run.len().min(path.len());
     let agrees = |at: usize| run[at].load(Ordering::Relaxed) == path[at];
-    if most == 0 || agrees(most - 1) {
+    if most == 0 || !agrees(0) {
+        return 0;
+    }
+    if agrees(most - 1) {
         return most;
     }
-    let (mut low, mut high) = (0, most - 1);
+    let (mut low, mut high) = (1, most - 1);
     while low < high {
         let middle = low + (high - low) / 2;
         if agrees(middle) {

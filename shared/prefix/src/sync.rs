@@ -17,10 +17,14 @@ mod imp {
     pub(crate) struct Guard(#[expect(dead_code, reason = "held for its destructor")] crossbeam_epoch::Guard);
 
     /// Access to pinning.
-    #[derive(Clone, Default)]
+    #[derive(Clone)]
     pub(crate) struct Pins;
 
     impl Pins {
+        pub(crate) fn new() -> Self {
+            Self
+        }
+
         /// Pins the current thread: nothing retired from here on is freed before the guard is dropped.
         #[inline]
         pub(crate) fn pin(&self) -> Guard {
@@ -88,13 +92,11 @@ mod imp {
     #[derive(Clone)]
     pub(crate) struct Pins(Arc<AtomicUsize>);
 
-    impl Default for Pins {
-        fn default() -> Self {
+    impl Pins {
+        pub(crate) fn new() -> Self {
             Self(Arc::new(AtomicUsize::new(0)))
         }
-    }
 
-    impl Pins {
         pub(crate) fn pin(&self) -> Guard {
             self.0.fetch_add(1, Ordering::AcqRel);
             Guard(self.0.clone())

@@ -118,6 +118,7 @@ pub(crate) fn is_crowded(used: usize, len: usize) -> bool {
 }
 
 #[cfg(all(test, not(loom)))]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

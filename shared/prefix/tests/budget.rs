@@ -1,4 +1,5 @@
 //! Bounds: memory, runs, holders, slots, hostile input.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use fairlead_prefix::{ApplyError, Config, Hits, MAX_RUN, MAX_TARGETS, TargetId, Writer, new};
 use fairlead_wire::msg::{Holding, IndexOp, Run};

@@ -1,4 +1,5 @@
 //! Churn far beyond the budget. Alone in its process: what other threads pin would delay what is freed here.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use fairlead_prefix::{Config, Hits, TargetId, Writer, new};
 use fairlead_wire::msg::IndexOp;

@@ -2,6 +2,7 @@
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p fairlead-prefix --release --test loom --target-dir <own>`
 #![cfg(loom)]
+#![allow(clippy::unwrap_used, reason = "tests")]
 #![allow(dead_code, missing_docs, reason = "the crate's private modules are compiled in here by path")]
 
 #[path = "../src/cells.rs"]
@@ -31,7 +32,7 @@ struct Index {
 
 impl Index {
     fn new() -> (Arc<Self>, Graveyard) {
-        let pins = Pins::default();
+        let pins = Pins::new();
         let mut grave = Graveyard::new(&pins);
         let index = Self { pins, table: AtomicWords::none(), cells: std::array::from_fn(|_| Cell::empty()) };
         index.table.replace(Some(Words::new(4, 0, [])), &mut grave);

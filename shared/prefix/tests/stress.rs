@@ -1,4 +1,5 @@
 //! Readers that check every answer while the writer churns.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;

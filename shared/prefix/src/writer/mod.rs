@@ -199,7 +199,7 @@ impl Writer {
             max_bytes: config.max_bytes.max(Config::MIN_BYTES),
             max_targets: config.max_targets.clamp(1, MAX_TARGETS),
         };
-        let pins = Pins::default();
+        let pins = Pins::new();
         let grave = Graveyard::new(&pins);
         let cells = Cells::new((config.max_bytes / size_of::<crate::cells::Cell>()).min(NIL as usize - 1));
         let shared = Shared { pins, table: AtomicWords::none(), cells, stats: SharedStats::default() };

@@ -1,4 +1,5 @@
 //! The tree against the slow reference, and replicas against the truth, at every step of random operations.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use fairlead_wire::msg::IndexOp;
 use fairlead_wire::{Slot, TargetId};

@@ -1,6 +1,6 @@
 //! The shape of the tree: walking, growing, splitting, cutting, unlinking.
 
-use std::collections::HashSet;
+use ahash::AHashSet;
 
 use crate::MAX_RUN;
 use crate::cells::{CHUNK, Cell, Holder, INLINE};
@@ -118,10 +118,15 @@ impl Writer {
     }
 
     /// Names of new runs must be new and differ.
-    fn check_names(&self, names: impl Iterator<Item = u64>, view: View<'_>) -> Result<(), ApplyError> {
-        let mut seen = HashSet::new();
+    fn check_names(&self, mut names: impl Iterator<Item = u64>, view: View<'_>) -> Result<(), ApplyError> {
+        let Some(first) = names.next() else { return Ok(()) };
+        if self.find(first, view).is_some() {
+            return Err(ApplyError::Conflict { block: first });
+        }
+        // Rarely more than one: only behind a split, or in a path longer than a run.
+        let mut seen = AHashSet::new();
         for block in names {
-            if !seen.insert(block) || self.find(block, view).is_some() {
+            if block == first || !seen.insert(block) || self.find(block, view).is_some() {
                 return Err(ApplyError::Conflict { block });
             }
         }
