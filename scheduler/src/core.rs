@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use ahash::AHashMap;
 use fairlead_replication::{Lane as TruthLane, Output, SessionId, Truth};
+use fairlead_telemetry::admin::Page;
 use fairlead_transport::{Lane, LinkError, LinkSender, SendError};
 use fairlead_wire::Message;
 use fairlead_wire::msg::{Hello, Role};
 use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use crate::clock::Clock;
-use crate::view::{self, Page, Traffic};
+use crate::view::{self, Traffic, View};
 
 /// Events taken in one step. What has come meanwhile goes into the same frames.
 const BATCH: usize = 256;
@@ -25,7 +26,7 @@ pub(crate) enum Event {
     /// Its link has ended.
     Ended { session: SessionId, why: LinkError },
     /// Somebody wants to see a page.
-    Show { page: Page, reply: oneshot::Sender<String> },
+    Show { view: View, reply: oneshot::Sender<Page> },
 }
 
 /// A peer as the driver sees it.
@@ -128,7 +129,7 @@ impl Core {
                 drop(room);
             }
             Event::Ended { session, why } => self.ended(session, &why, now_us),
-            Event::Show { page, reply } => {
+            Event::Show { view, reply } => {
                 let scene = view::Scene {
                     truth: &self.truth,
                     sessions: &self.sessions,
@@ -136,7 +137,7 @@ impl Core {
                     now_us,
                 };
                 // A reader that has gone away needs no answer.
-                let _ = reply.send(view::render(page, &scene));
+                let _ = reply.send(view::render(view, &scene));
             }
         }
     }

@@ -1,18 +1,18 @@
 //! What the admin pages show.
 
-use std::fmt::Write;
-
 use ahash::AHashMap;
 use fairlead_replication::{SessionId, Truth};
+use fairlead_telemetry::admin::Page;
+use fairlead_telemetry::{Definition, Registry, Samples, names};
 use fairlead_transport::role_str;
 use fairlead_wire::msg::RankLoad;
 use serde_json::{Value, json};
 
 use crate::core::Session;
 
-/// An admin page.
+/// What an admin page shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Page {
+pub(crate) enum View {
     Metrics,
     Health,
     Targets,
@@ -37,22 +37,14 @@ pub(crate) struct Scene<'a> {
     pub(crate) now_us: u64,
 }
 
-pub(crate) const fn content_type(page: Page) -> &'static str {
-    match page {
-        Page::Metrics => "text/plain; version=0.0.4; charset=utf-8",
-        Page::Health => "text/plain; charset=utf-8",
-        Page::Targets | Page::Sessions => "application/json",
-    }
-}
-
-pub(crate) fn render(page: Page, scene: &Scene<'_>) -> String {
-    match page {
-        Page::Metrics => metrics(scene),
+pub(crate) fn render(view: View, scene: &Scene<'_>) -> Page {
+    match view {
+        View::Metrics => metrics(scene),
         // That the truth's owner has answered is the message. Whether peers are there must not matter: they could
         // not come to a scheduler that waits for them before it counts as ready.
-        Page::Health => "ok\n".to_owned(),
-        Page::Targets => targets(scene).to_string(),
-        Page::Sessions => sessions(scene).to_string(),
+        View::Health => Page::text(200, "ok\n"),
+        View::Targets => Page::json(targets(scene).to_string()),
+        View::Sessions => Page::json(sessions(scene).to_string()),
     }
 }
 
@@ -130,89 +122,88 @@ fn sessions(scene: &Scene<'_>) -> Value {
     json!({ "epoch": scene.truth.stats().epoch.to_string(), "sessions": list })
 }
 
-fn metrics(scene: &Scene<'_>) -> String {
+fn metrics(scene: &Scene<'_>) -> Page {
     let stats = scene.truth.stats();
     let index = scene.truth.index_stats();
     let traffic = scene.traffic;
-    let mut page = Metrics(String::with_capacity(8 * 1024));
-    page.gauge("fairlead_scheduler_epoch", "Start of this scheduler, microseconds since 1970.", stats.epoch);
-    page.gauge("fairlead_scheduler_sequence", "Operations told to gateways in this epoch.", stats.sequence);
-    page.gauge("fairlead_scheduler_settled", "Whether the epoch has settled.", stats.settled.into());
-    page.labelled(
+    let registry = Registry::new();
+    let gauge = |name, help, labels, samples: Vec<(&'static str, u64)>| {
+        registry.gauge_callback(&Definition::new(name, help, labels), push(samples));
+    };
+    gauge(
         "fairlead_scheduler_sessions",
-        "gauge",
-        "Peers connected.",
-        &[("role=\"agent\"", stats.agents as u64), ("role=\"gateway\"", stats.gateways as u64)],
+        "Peers connected",
+        &["role"],
+        vec![("agent", stats.agents as u64), ("gateway", stats.gateways as u64)],
     );
-    page.labelled(
+    gauge(
         "fairlead_scheduler_targets",
-        "gauge",
-        "Targets known.",
-        &[
-            ("state=\"ready\"", stats.ready as u64),
-            ("state=\"unready\"", (stats.targets - stats.ready) as u64),
-        ],
+        "Targets known",
+        &["state"],
+        vec![("ready", stats.ready as u64), ("unready", stats.targets.saturating_sub(stats.ready) as u64)],
     );
-    page.gauge("fairlead_index_blocks", "Distinct blocks in the prefix index.", index.blocks);
-    page.gauge("fairlead_index_runs", "Runs in the prefix index.", index.runs);
-    page.gauge("fairlead_index_bytes", "Memory of the prefix index.", index.bytes);
-    page.gauge("fairlead_index_held_blocks", "Pairs of target and block held.", index.held_blocks);
-    page.gauge(
-        "fairlead_scheduler_ring_bytes",
-        "Recent frames kept for resuming gateways.",
-        stats.ring_bytes as u64,
-    );
+    for (definition, value) in [(names::INDEX_BLOCKS, index.held_blocks), (names::INDEX_BYTES, index.bytes)] {
+        registry.gauge_callback(&definition, push(vec![("", value)]));
+    }
     for (name, help, value) in [
-        ("fairlead_scheduler_connections_total", "Peers that connected.", traffic.connected),
-        ("fairlead_scheduler_links_timed_out_total", "Links lost for silence.", traffic.timed_out),
-        ("fairlead_scheduler_messages_total", "Messages received.", traffic.messages),
-        ("fairlead_scheduler_frames_total", "Frames sent, counted per receiver.", traffic.frames),
-        ("fairlead_scheduler_sent_bytes_total", "Bytes of those frames.", traffic.bytes),
-        ("fairlead_scheduler_delta_frames_total", "Frames of operations made.", stats.delta_frames),
-        ("fairlead_scheduler_snapshots_built_total", "Snapshots encoded.", stats.snapshots_built),
-        ("fairlead_scheduler_snapshots_total", "Gateways started on a snapshot.", stats.snapshots_started),
-        ("fairlead_scheduler_resumed_total", "Gateways resumed from recent frames.", stats.resumed),
-        ("fairlead_scheduler_refused_total", "Sessions refused.", stats.refused),
-        ("fairlead_scheduler_silent_total", "Sessions given up for silence.", stats.silent),
+        ("fairlead_scheduler_epoch", "Start of this scheduler, microseconds since 1970", stats.epoch),
+        ("fairlead_scheduler_sequence", "Operations told to gateways in this epoch", stats.sequence),
+        ("fairlead_scheduler_settled", "Whether the epoch has settled", stats.settled.into()),
+        (
+            "fairlead_scheduler_index_distinct_blocks",
+            "Blocks in the prefix index, counted once",
+            index.blocks,
+        ),
+        ("fairlead_scheduler_index_runs", "Runs in the prefix index", index.runs),
+        (
+            "fairlead_scheduler_ring_bytes",
+            "Recent frames kept for resuming gateways",
+            stats.ring_bytes as u64,
+        ),
+    ] {
+        gauge(name, help, &[], vec![("", value)]);
+    }
+    for (name, help, value) in [
+        ("fairlead_scheduler_connections_total", "Peers that connected", traffic.connected),
+        ("fairlead_scheduler_links_timed_out_total", "Links lost for silence", traffic.timed_out),
+        ("fairlead_scheduler_messages_total", "Messages received", traffic.messages),
+        ("fairlead_scheduler_frames_total", "Frames sent, counted per receiver", traffic.frames),
+        ("fairlead_scheduler_sent_bytes_total", "Bytes of those frames", traffic.bytes),
+        ("fairlead_scheduler_delta_frames_total", "Frames of operations made", stats.delta_frames),
+        ("fairlead_scheduler_snapshots_built_total", "Snapshots encoded", stats.snapshots_built),
+        ("fairlead_scheduler_snapshots_total", "Gateways started on a snapshot", stats.snapshots_started),
+        ("fairlead_scheduler_resumed_total", "Gateways resumed from recent frames", stats.resumed),
+        ("fairlead_scheduler_refused_total", "Sessions refused", stats.refused),
+        ("fairlead_scheduler_silent_total", "Sessions given up for silence", stats.silent),
         (
             "fairlead_scheduler_reports_ignored_total",
-            "Reports that fit no registration.",
+            "Reports that fit no registration",
             stats.reports_ignored,
         ),
-        ("fairlead_scheduler_placements_total", "Placements taken.", stats.placements),
+        ("fairlead_scheduler_placements_total", "Placements taken", stats.placements),
         (
             "fairlead_scheduler_placements_ignored_total",
-            "Placements on targets that are gone.",
+            "Placements on targets that are gone",
             stats.placements_ignored,
         ),
-        ("fairlead_scheduler_evictions_total", "Operations that evicted runs.", stats.evictions),
+        ("fairlead_scheduler_evictions_total", "Operations that evicted runs", stats.evictions),
         (
             "fairlead_scheduler_recollections_dropped_total",
-            "Recollected paths not kept for want of room.",
+            "Recollected paths not kept",
             stats.recollections_dropped,
         ),
-        ("fairlead_scheduler_stalls_total", "Times this process was starved.", stats.stalls),
+        ("fairlead_scheduler_stalls_total", "Times this process was starved", stats.stalls),
     ] {
-        page.labelled(name, "counter", help, &[("", value)]);
+        registry.counter_callback(&Definition::new(name, help, &[]), push(vec![("", value)]));
     }
-    page.0
+    Page::metrics(&registry)
 }
 
-struct Metrics(String);
-
-impl Metrics {
-    fn gauge(&mut self, name: &str, help: &str, value: u64) {
-        self.labelled(name, "gauge", help, &[("", value)]);
-    }
-
-    fn labelled(&mut self, name: &str, kind: &str, help: &str, samples: &[(&str, u64)]) {
-        // Writing to a String cannot fail.
-        let _ = write!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
-        for (labels, value) in samples {
-            let _ = match *labels {
-                "" => writeln!(self.0, "{name} {value}"),
-                labels => writeln!(self.0, "{name}{{{labels}}} {value}"),
-            };
+/// Shows figures that were read when the page was asked for.
+fn push(figures: Vec<(&'static str, u64)>) -> impl Fn(&mut Samples) + Send + Sync + 'static {
+    move |samples| {
+        for (label, value) in &figures {
+            samples.push(&[label], *value as f64);
         }
     }
 }

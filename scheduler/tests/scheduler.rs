@@ -4,7 +4,7 @@ mod common;
 
 use common::{Cluster, get, local, page_when, soon};
 use fairlead_scheduler::{Scheduler, StartError};
-use fairlead_transport::{Lane, LinkError};
+use fairlead_transport::{Lane, LinkError, LinkOptions};
 use fairlead_wire::msg::{GatewayLoad, InFlight, IndexOp, Op, Placement, Placements, RefuseCode, Role};
 use fairlead_wire::{Message, TargetId};
 
@@ -128,6 +128,42 @@ async fn an_agent_that_leaves_takes_its_target_out_at_once() {
     let again = cluster.connect(scheduler.addr(), Role::Agent, "engine", 2).await;
     again.register("engine", 5).await;
     assert_eq!(gateway.hear_until(|message| target_of(message, "engine", true)).await, id, "the same engine");
+    scheduler.shutdown().await;
+}
+
+/// A link may time out because this process was starved. Its target stays in the routing for as long as heartbeats
+/// are waited for, and an agent that links up again meanwhile causes no gap.
+#[tokio::test]
+async fn a_link_that_times_out_removes_no_target_by_itself() {
+    let cluster = Cluster::new();
+    let mut options = cluster.options();
+    options.links.idle_timeout = std::time::Duration::from_secs(2);
+    options.links.keep_alive = common::PATIENCE;
+    let scheduler = Scheduler::start(options).await.unwrap();
+    let mut gateway = cluster.connect(scheduler.addr(), Role::Gateway, "g", 1).await;
+    let silent = LinkOptions { keep_alive: common::PATIENCE, ..common::links() };
+    let mut agent = cluster.connect_with(scheduler.addr(), Role::Agent, "engine", 1, &silent).await;
+    agent.register("engine", 5).await;
+    gateway.hear_until(|message| target_of(message, "engine", true)).await;
+    assert!(matches!(agent.end().await, LinkError::TimedOut));
+    page_when(scheduler.admin_addr().unwrap(), "/debug/sessions", |page| {
+        page["sessions"].as_array().is_some_and(|all| all.iter().any(|one| one["link_lost"] == true))
+    })
+    .await;
+    let again = cluster.connect(scheduler.addr(), Role::Agent, "engine", 1).await;
+    again.register("engine", 5).await;
+    again.report(5, 9).await;
+    gateway
+        .hear_until(|message| {
+            assert_eq!(target_of(message, "engine", false), None, "the target was taken out");
+            match message {
+                Message::LoadUpdate(update) => {
+                    update.engines.iter().any(|engine| engine.load.running == Some(9)).then_some(())
+                }
+                _ => None,
+            }
+        })
+        .await;
     scheduler.shutdown().await;
 }
 

@@ -25,6 +25,15 @@ pub fn local() -> SocketAddr {
     ([127, 0, 0, 1], 0).into()
 }
 
+pub fn links() -> LinkOptions {
+    LinkOptions {
+        handshake_timeout: PATIENCE,
+        idle_timeout: PATIENCE,
+        keep_alive: Duration::from_millis(100),
+        ..LinkOptions::default()
+    }
+}
+
 pub struct Cluster {
     pub authority: Authority,
     pub scheduler: Identity,
@@ -52,6 +61,17 @@ impl Cluster {
     }
 
     pub async fn connect(&self, to: SocketAddr, role: Role, name: &str, incarnation: u64) -> Peer {
+        self.connect_with(to, role, name, incarnation, &links()).await
+    }
+
+    pub async fn connect_with(
+        &self,
+        to: SocketAddr,
+        role: Role,
+        name: &str,
+        incarnation: u64,
+        options: &LinkOptions,
+    ) -> Peer {
         let identity = self.authority.issue(role, ANY_NAME).expect("an identity");
         let hello = Hello {
             role,
@@ -61,12 +81,6 @@ impl Cluster {
             protocol_max: PROTOCOL,
             software: "test".into(),
             have: None,
-        };
-        let options = LinkOptions {
-            handshake_timeout: PATIENCE,
-            idle_timeout: PATIENCE,
-            keep_alive: Duration::from_millis(100),
-            ..LinkOptions::default()
         };
         let (link, welcome) = soon(fairlead_transport::connect(&to.to_string(), &identity, &hello, &options))
             .await

@@ -213,6 +213,24 @@ async fn addresses_are_checked() {
     assert!(error.to_string().contains("50 ms") && !error.is_permanent(), "{error}");
 }
 
+#[tokio::test]
+async fn a_host_of_several_addresses_is_reached_at_the_one_that_answers() {
+    let cluster = Cluster::new();
+    let mut listener = cluster.listen(&options());
+    let silent = std::net::UdpSocket::bind(local()).unwrap();
+    let addresses = [silent.local_addr().unwrap(), listener.local_addr()];
+    let (agent, options) = (cluster.agent("a"), options());
+    let config = tls::client(&agent, &options).unwrap();
+    let reached = crate::connect::first_to_answer(&addresses, &agent, &config, &options);
+    let (_endpoint, connection) = soon(reached).await.unwrap();
+    assert_eq!(connection.remote_address(), listener.local_addr());
+
+    let none = [silent.local_addr().unwrap()];
+    let waiting = crate::connect::first_to_answer(&none, &agent, &config, &options);
+    assert!(tokio::time::timeout(Duration::from_millis(50), waiting).await.is_err());
+    soon(listener.close("done")).await;
+}
+
 /// A scheduler that comes back on the same port, without a farewell, is noticed by its clients at once (by a
 /// stateless reset, not by a timeout), and they link up again.
 #[tokio::test]

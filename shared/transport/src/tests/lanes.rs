@@ -118,6 +118,31 @@ async fn a_frame_larger_than_a_bound_passes_alone() {
 }
 
 #[tokio::test]
+async fn a_full_lane_tells_when_it_has_room() {
+    let cluster = Cluster::new();
+    let few = LinkOptions { receive_frames: 2, receive_bytes: 4 << 10, ..options() };
+    let sending = LinkOptions { send_frames: 4, send_bytes: 64 << 10, ..options() };
+    let (_listener, mut far, near) = cluster.pair(&few, &sending).await;
+    let (sender, signal) = (near.sender(), std::sync::Arc::new(tokio::sync::Notify::new()));
+    sender.signal_room(signal.clone());
+    let (total, mut sent, mut taken) = (400, 0, 0);
+    while taken < total {
+        while sent < total && sender.has_room(Lane::Delta) {
+            sender.try_send(Lane::Delta, delta(sent, 500)).expect("room was promised");
+            sent += 1;
+        }
+        tokio::select! {
+            () = signal.notified() => {}
+            received = soon(far.recv()) => {
+                assert_eq!(received.unwrap().1.header.base_seq, taken);
+                taken += 1;
+            }
+        }
+    }
+    assert_eq!(sent, total);
+}
+
+#[tokio::test]
 async fn an_orderly_end_delivers_the_control_lane_and_the_reason() {
     let cluster = Cluster::new();
     let (_listener, mut far, mut near) = cluster.pair(&options(), &options()).await;
