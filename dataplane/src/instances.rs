@@ -18,15 +18,15 @@ pub struct StaticInstance {
 }
 
 impl StaticInstance {
-    /// Table entry number `slot` for this instance, ready to be picked, with fresh counters.
-    pub fn entry(&self, slot: u16) -> Arc<TargetEntry> {
+    /// The instance's description, as an agent would give it.
+    pub fn info(&self) -> InstanceInfo {
         let host = self.address.rsplit_once(':').map_or(self.address.as_str(), |(host, _)| host);
         let models = self
             .models
             .iter()
             .map(|name| ModelInfo { name: name.clone(), max_model_len: None, parent: None })
             .collect();
-        let info = InstanceInfo {
+        InstanceInfo {
             name: self.name.clone(),
             address: self.address.clone(),
             host: host.to_owned(),
@@ -40,8 +40,12 @@ impl StaticInstance {
             kv_blocks: None,
             max_num_seqs: None,
             labels: Vec::new(),
-        };
-        Arc::new(TargetEntry::new(TargetId::new(slot, 1), Arc::new(info), 0, true, Arc::default()))
+        }
+    }
+
+    /// Table entry number `slot` for this instance, ready to be picked, with fresh counters.
+    pub fn entry(&self, slot: u16) -> Arc<TargetEntry> {
+        Arc::new(TargetEntry::new(TargetId::new(slot, 1), Arc::new(self.info()), 0, true, Arc::default()))
     }
 }
 

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, anyhow};
 use clap::Args;
 use fairlead_agent::{Agent, AgentOptions};
+use fairlead_config::Config;
 use fairlead_transport::Identity;
 
 use super::{out, signals};
@@ -50,4 +51,35 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
         agent.shutdown().await;
         Ok(ExitCode::SUCCESS)
     })
+}
+
+fn options(args: AgentArgs) -> anyhow::Result<AgentOptions> {
+    let config = match &args.config {
+        Some(file) => Config::load(file).with_context(|| file.display().to_string())?,
+        None => Config::default(),
+    };
+    let section = &config.agent;
+    let missing =
+        |key: &str, flag: &str| anyhow!("{flag} is needed, or agent.{key} in a file given by --config");
+    let engine = args
+        .engine
+        .or_else(|| section.engine.as_ref().map(ToString::to_string))
+        .ok_or_else(|| missing("engine", "--engine"))?;
+    let scheduler = args
+        .scheduler
+        .or_else(|| section.scheduler.as_ref().map(|a| a.as_str().to_owned()))
+        .ok_or_else(|| missing("scheduler", "--scheduler"))?;
+    let dir = args
+        .identity
+        .or_else(|| config.agent_identity().cloned())
+        .ok_or_else(|| missing("identity", "--identity"))?;
+    let identity = Identity::load(&dir).context("the agent's identity")?;
+    let mut options = AgentOptions::new(engine, scheduler, identity);
+    options.name = args.name.or_else(|| section.name.clone());
+    options.advertise = args.advertise.or_else(|| section.advertise.as_ref().map(|a| a.as_str().to_owned()));
+    // Several agents on one machine are common, so a command line without --listen opens no port.
+    options.listen = args.listen.or(if args.config.is_some() { section.listen } else { None });
+    options.intervals.scrape_busy = section.scrape_busy;
+    options.intervals.scrape_idle = section.scrape_idle;
+    Ok(options)
 }

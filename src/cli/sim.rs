@@ -118,10 +118,10 @@ pub fn run(args: SimArgs) -> anyhow::Result<ExitCode> {
     let models = options.models.join(",");
     signals::runtime(1)?.block_on(async {
         let mut stop = signals::Stop::listen()?;
-        let sim = Sim::start(options).await?;
+        let sim = Sim::start(options)?;
         out::line(format_args!("ready: http://{} models={models} simulated engine", sim.addr()));
         stop.recv().await;
-        sim.shutdown().await;
+        sim.shutdown();
         Ok(ExitCode::SUCCESS)
     })
 }

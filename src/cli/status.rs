@@ -35,7 +35,8 @@ pub fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
         out::line(body);
         return Ok(ExitCode::SUCCESS);
     }
-    let value: serde_json::Value = serde_json::from_str(&body).context("the scheduler's answer is not JSON")?;
+    let value: serde_json::Value =
+        serde_json::from_str(&body).context("the scheduler's answer is not JSON")?;
     let Some(targets) = value.get("targets").and_then(|t| t.as_array()) else {
         bail!("the scheduler's answer has no list of targets");
     };
@@ -48,7 +49,8 @@ pub fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
         let number = |key: &str| target.get(key).and_then(|v| v.as_f64());
         let count = |key: &str| number(key).map_or("?".to_owned(), |n| format!("{n:.0}"));
         let kv = number("kv_usage").map_or("?".to_owned(), |share| format!("{:.0} %", share * 100.0));
-        let ready = target.get("ready").and_then(|v| v.as_bool()).map_or("?", |r| if r { "yes" } else { "no" });
+        let ready =
+            target.get("ready").and_then(|v| v.as_bool()).map_or("?", |r| if r { "yes" } else { "no" });
         let models: Vec<_> = target
             .get("models")
             .and_then(|m| m.as_array())

@@ -1,0 +1,160 @@
+//! `fairlead gateway`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+use fairlead_config::{Config, Driver, Gateway, Shards};
+use fairlead_dataplane::http::HeadLimits;
+use fairlead_dataplane::{
+    ControlOptions, ControlledGateway, GatewayOptions, Limits, RetryOptions, StaticInstance, Timeouts,
+    start_controlled,
+};
+use fairlead_replication::ReplicaConfig;
+use fairlead_transport::{ANY_NAME, Identity, LinkOptions};
+
+use super::{out, signals};
+
+/// How long requests in flight may take to end after the first signal; a second signal ends them at once.
+pub const DRAIN: Duration = Duration::from_secs(60);
+
+/// Takes client traffic and routes it: one pinned thread per core, each with its own listener. Serves on when the
+/// scheduler is gone.
+#[derive(Args)]
+pub struct GatewayArgs {
+    /// Configuration file; its `gateway:` section is read
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+pub fn run(args: GatewayArgs) -> anyhow::Result<ExitCode> {
+    let config = Config::load(&args.config).with_context(|| args.config.display().to_string())?;
+    let (options, control) = options(&config)?;
+    let policy = options.policy;
+    let gateway = start_controlled(options, control)?;
+    let admin = gateway.admin_addr().map(|addr| format!(" admin=http://{addr}")).unwrap_or_default();
+    let data = gateway.gateway();
+    out::line(format_args!(
+        "ready: http://{}{admin} policy={policy} shards={} driver={}",
+        data.addr(),
+        data.shards(),
+        data.driver()
+    ));
+    signals::runtime(1)?.block_on(async {
+        let mut stop = signals::Stop::listen()?;
+        stop.recv().await;
+        drain(gateway, &mut stop).await
+    })
+}
+
+/// Ends a gateway in order: no new connections, what is in flight ends by itself, or by the second signal.
+pub async fn drain(gateway: ControlledGateway, stop: &mut signals::Stop) -> anyhow::Result<ExitCode> {
+    tracing::info!("draining: requests in flight end, then the gateway does; another signal ends it at once");
+    let draining = tokio::task::spawn_blocking(move || gateway.drain(DRAIN));
+    tokio::select! {
+        finished = draining => {
+            if !finished.context("draining")? {
+                tracing::warn!("requests were still in flight after {} s and have been cut off", DRAIN.as_secs());
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        () = stop.recv() => {
+            tracing::warn!("ended by a second signal with requests in flight");
+            // The shards end with the process.
+            std::process::exit(130)
+        }
+    }
+}
+
+/// Options of the data plane and of the control thread from a configuration.
+pub fn options(config: &Config) -> anyhow::Result<(GatewayOptions, ControlOptions)> {
+    let section = &config.gateway;
+    let identity = match (&section.scheduler, config.gateway_identity()) {
+        (None, _) => None,
+        (Some(_), None) => anyhow::bail!(
+            "gateway.identity: needed with gateway.scheduler: the folder that `fairlead certs` has made for gateways"
+        ),
+        (Some(address), Some(dir)) => {
+            Some((address.as_str().to_owned(), Identity::load(dir).context("gateway.identity")?))
+        }
+    };
+    let seed = identity.as_ref().map_or(0, |(_, identity)| identity.cluster_seed());
+    let name = section.name.clone().unwrap_or_else(|| match &identity {
+        Some((_, identity)) if identity.peer().name != ANY_NAME => identity.peer().name.clone(),
+        _ => unique_name(),
+    });
+    let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+    let control = ControlOptions {
+        scheduler: identity,
+        name,
+        admin: section.admin,
+        instances: instances(section),
+        snapshot_wait: section.wait_for_snapshot,
+        replica: ReplicaConfig {
+            stale_us: micros(section.stale_after),
+            blind_us: micros(section.blind_after),
+            ..ReplicaConfig::default()
+        },
+        link: LinkOptions::default(),
+    };
+    let options = GatewayOptions {
+        listen: section.listen,
+        shards: match section.shards {
+            Shards::Auto => 0,
+            Shards::Exactly(count) => count,
+        },
+        driver: match section.driver {
+            Driver::Auto => fairlead_dataplane::runtime::Driver::Auto,
+            Driver::Uring => fairlead_dataplane::runtime::Driver::Uring,
+            Driver::Epoll => fairlead_dataplane::runtime::Driver::Epoll,
+        },
+        base_path: section.base_path.as_str().to_owned(),
+        policy: section.policy,
+        cluster_seed: seed,
+        allow_steering: section.allow_steering,
+        limits: Limits {
+            head: HeadLimits { max_bytes: section.max_head.bytes(), ..HeadLimits::default() },
+            max_body: section.max_body.bytes(),
+            body_budget: section.max_held_bodies.bytes(),
+            max_connections: section.max_connections,
+            max_in_flight: section.max_in_flight,
+            pool_per_target: section.upstream.max_per_target,
+            ..Limits::default()
+        },
+        timeouts: Timeouts {
+            head: section.timeouts.head,
+            body: section.timeouts.body,
+            idle: section.timeouts.idle,
+            stall: section.timeouts.stall,
+            connect: section.timeouts.connect,
+            pool_idle: section.upstream.idle,
+            ..Timeouts::default()
+        },
+        retry: RetryOptions {
+            max_retries: section.retry_count,
+            backoff: section.retry.backoff,
+            budget_share: section.retry.budget,
+            budget_floor: section.retry.budget_floor,
+        },
+        ..GatewayOptions::default()
+    };
+    Ok((options, control))
+}
+
+fn instances(section: &Gateway) -> Vec<fairlead_wire::msg::InstanceInfo> {
+    let known = |instance: &fairlead_config::Instance| {
+        let address = instance.url.as_ref()?.authority().to_string();
+        let models = instance.models.clone();
+        Some(StaticInstance { name: instance.name()?, address, models }.info())
+    };
+    section.instances.iter().filter_map(known).collect()
+}
+
+/// A name that no other gateway of the cluster has.
+fn unique_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = host.trim();
+    format!("{}-{}", if host.is_empty() { "gateway" } else { host }, std::process::id())
+}

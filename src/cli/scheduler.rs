@@ -1,0 +1,48 @@
+//! `fairlead scheduler`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Args;
+use fairlead_config::Config;
+use fairlead_scheduler::{Scheduler, SchedulerOptions};
+use fairlead_transport::Identity;
+
+use super::{out, signals};
+
+/// The one place that sums up the fleet. Agents and gateways connect to it over QUIC; it keeps no file and may be
+/// restarted at any time: gateways serve on and tell it what they know.
+#[derive(Args)]
+pub struct SchedulerArgs {
+    /// Configuration file; its `scheduler:` section is read
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+pub fn run(args: SchedulerArgs) -> anyhow::Result<ExitCode> {
+    let config = Config::load(&args.config).with_context(|| args.config.display().to_string())?;
+    let options = options(&config)?;
+    signals::runtime(2)?.block_on(async {
+        let mut stop = signals::Stop::listen()?;
+        let scheduler = Scheduler::start(options).await?;
+        let admin = scheduler.admin_addr().map(|addr| format!(" admin=http://{addr}")).unwrap_or_default();
+        out::line(format_args!("ready: scheduler quic={}{admin}", scheduler.addr()));
+        stop.recv().await;
+        scheduler.shutdown().await;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+fn options(config: &Config) -> anyhow::Result<SchedulerOptions> {
+    let section = &config.scheduler;
+    let dir = config
+        .scheduler_identity()
+        .context("scheduler.identity: needed: the folder that `fairlead certs` has made for the scheduler")?;
+    let identity = Identity::load(dir).context("scheduler.identity")?;
+    let mut options = SchedulerOptions::new(section.listen, identity);
+    options.admin = section.admin;
+    options.index_bytes = section.index_bytes.bytes();
+    options.heartbeat = section.heartbeat;
+    Ok(options)
+}
