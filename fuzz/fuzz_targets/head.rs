@@ -11,7 +11,8 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|data: &[u8]| {
     let Some((&cut, bytes)) = data.split_first() else { return };
     let cut = bytes.len() * usize::from(cut) / 255;
-    let limits = HeadLimits::default();
+    // A few fewer than may be parsed, because what is sent on gains some.
+    let limits = HeadLimits { max_fields: 100, ..HeadLimits::default() };
     request(bytes, cut, &limits);
     response(bytes, cut, &limits);
 });
@@ -55,7 +56,7 @@ fn request(bytes: &[u8], cut: usize, limits: &HeadLimits) {
     }
 }
 
-/// What is added (an id, a host, a length) may lift a head just over the limits for what comes from clients.
+/// What is added (an id, a host, a length) may lift a head over the limit for what comes from clients.
 fn limits_for(sent: &[u8]) -> &'static HeadLimits {
     assert!(sent.len() < 100_000);
     &HeadLimits { max_bytes: 128 * 1024, max_fields: 128 }
