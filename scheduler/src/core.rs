@@ -2,6 +2,7 @@
 //! their lanes' bounded queues, and what finds no room there stays in the truth, where it is coalesced.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use ahash::AHashMap;
 use fairlead_replication::{Lane as TruthLane, Output, SessionId, Truth};
@@ -53,13 +54,13 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub(crate) fn new(truth: Truth, clock: Clock) -> Self {
+    pub(crate) fn new(truth: Truth, clock: Clock, turned_away: Arc<AtomicUsize>) -> Self {
         Self {
             truth,
             clock,
             sessions: AHashMap::new(),
             room: Arc::new(Notify::new()),
-            traffic: Traffic::default(),
+            traffic: Traffic { turned_away, ..Traffic::default() },
         }
     }
 

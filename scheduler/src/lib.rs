@@ -79,7 +79,8 @@ impl Scheduler {
         let admin_addr = admin.as_ref().map(|(_, bound)| *bound);
         let pages = admin.map(|(listener, _)| tokio::spawn(admin::serve(listener, events.clone())));
         let door = session::Inbox::new(events, options.inbox_bytes);
-        let core = tokio::spawn(core::Core::new(truth, clock).run(inbox, stopped.clone()));
+        let core =
+            tokio::spawn(core::Core::new(truth, clock, listener.refused()).run(inbox, stopped.clone()));
         let accepting = tokio::spawn(session::accept(listener, door, stopped));
         tracing::info!(%addr, epoch, "scheduler listening");
         Ok(Handle { addr, admin_addr, epoch, stop, core, accepting, pages })

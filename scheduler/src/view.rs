@@ -1,5 +1,8 @@
 //! What the admin pages show.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
 use ahash::AHashMap;
 use fairlead_replication::{SessionId, Truth};
 use fairlead_telemetry::admin::Page;
@@ -20,8 +23,10 @@ pub(crate) enum View {
 }
 
 /// Counts of the driver.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Traffic {
+    /// Kept by the listener.
+    pub(crate) turned_away: Arc<AtomicUsize>,
     pub(crate) connected: u64,
     pub(crate) timed_out: u64,
     pub(crate) messages: u64,
@@ -165,6 +170,11 @@ fn metrics(scene: &Scene<'_>) -> Page {
     }
     for (name, help, value) in [
         ("fairlead_scheduler_connections_total", "Peers that connected", traffic.connected),
+        (
+            "fairlead_scheduler_turned_away_total",
+            "Peers refused before their hello was accepted",
+            traffic.turned_away.load(Relaxed) as u64,
+        ),
         ("fairlead_scheduler_links_timed_out_total", "Links lost for silence", traffic.timed_out),
         ("fairlead_scheduler_messages_total", "Messages received", traffic.messages),
         ("fairlead_scheduler_frames_total", "Frames sent, counted per receiver", traffic.frames),

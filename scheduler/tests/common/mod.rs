@@ -82,7 +82,7 @@ impl Cluster {
             software: "test".into(),
             have: None,
         };
-        let (link, welcome) = soon(fairlead_transport::connect(&to.to_string(), &identity, &hello, &options))
+        let (link, welcome) = soon(fairlead_transport::connect(&to.to_string(), &identity, &hello, options))
             .await
             .expect("a link");
         let (sender, receiver) = link.split();

@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use fairlead_wire::frame::{Kind, Message};
 use fairlead_wire::msg::{Hello, Refuse, RefuseCode, Role};
@@ -58,6 +59,8 @@ pub fn listen(
         cluster: identity.peer().cluster.clone().into(),
         handshakes: Arc::new(Semaphore::new(options.max_handshakes.max(1))),
         refused: refused.clone(),
+        started: Instant::now(),
+        said: Arc::default(),
         options: options.clone(),
     };
     tokio::spawn(accept(endpoint.clone(), door));
@@ -75,16 +78,16 @@ impl Listener {
         self.accepted.recv().await
     }
 
-    /// Peers turned away during the handshake so far.
-    pub fn refused(&self) -> usize {
-        self.refused.load(Relaxed)
+    /// Peers turned away during the handshake so far; goes on counting wherever it is kept.
+    pub fn refused(&self) -> Arc<AtomicUsize> {
+        self.refused.clone()
     }
 
     /// Closes every link and stops accepting; returns when the peers have been told or cannot be.
     pub async fn close(&mut self, reason: &str) {
         self.endpoint.close(VarInt::from_u32(0), short(reason));
         self.accepted.close();
-        let _ = tokio::time::timeout(std::time::Duration::from_secs(1), self.endpoint.wait_idle()).await;
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
     }
 }
 
@@ -100,6 +103,9 @@ struct Door {
     cluster: Arc<str>,
     handshakes: Arc<Semaphore>,
     refused: Arc<AtomicUsize>,
+    started: Instant,
+    /// Second since the start in which a refusal was last logged, from 1.
+    said: Arc<AtomicU64>,
     options: LinkOptions,
 }
 
@@ -128,8 +134,7 @@ async fn accept(endpoint: Endpoint, door: Door) {
                     Ok(Err(rejected)) => rejected,
                     Err(_) => "no hello in time".to_owned().into(),
                 };
-            door.refused.fetch_add(1, Relaxed);
-            tracing::warn!(%remote, why = %rejected.why, "peer turned away");
+            door.count(remote, &rejected.why);
             if let Some((connection, send, refuse)) = rejected.tell {
                 tell(&connection, send, &refuse).await;
             }
@@ -139,9 +144,19 @@ async fn accept(endpoint: Endpoint, door: Door) {
 
 impl Door {
     fn turn_away(&self, incoming: Incoming, why: &str) {
-        self.refused.fetch_add(1, Relaxed);
-        tracing::warn!(remote = %incoming.remote_address(), why, "peer turned away");
+        self.count(incoming.remote_address(), why);
         incoming.refuse();
+    }
+
+    /// Counts a peer turned away; says so at most once a second, since anybody on the network can cause it.
+    fn count(&self, remote: SocketAddr, why: &str) {
+        let total = self.refused.fetch_add(1, Relaxed) + 1;
+        let second = self.started.elapsed().as_secs() + 1;
+        if self.said.swap(second, Relaxed) != second {
+            tracing::warn!(%remote, why, total, "peer turned away");
+        } else {
+            tracing::debug!(%remote, why, total, "peer turned away");
+        }
     }
 
     async fn admit(&self, incoming: Incoming) -> Result<Accepted, Rejected> {
@@ -257,7 +272,7 @@ async fn tell(connection: &Connection, mut send: SendStream, refuse: &Refuse) {
             let _ = send.finish();
             let _ = send.stopped().await;
         };
-        let _ = tokio::time::timeout(std::time::Duration::from_millis(500), delivered).await;
+        let _ = tokio::time::timeout(Duration::from_millis(500), delivered).await;
     }
     connection.close(close_code(refuse.code), short(&refuse.reason));
 }
