@@ -93,6 +93,11 @@ impl Client {
         std::mem::take(&mut self.buf)
     }
 
+    /// Reads a chunked body whose head was read already to its end.
+    pub fn rest_of_stream(&mut self) -> Vec<u8> {
+        self.until("0\r\n\r\n").into_bytes()
+    }
+
     /// Whether the gateway has closed the connection, with nothing more to read.
     pub fn is_closed(&mut self) -> bool {
         self.rest().is_empty()
