@@ -153,8 +153,10 @@ fn message() -> impl Strategy<Value = Message> {
         keep,
     });
     let engine = (target(), load(3)).prop_map(|(target, load)| EngineLoad { target, load });
-    let peer = (any::<u32>(), any::<u64>(), vec(in_flight(), 0..4))
-        .prop_map(|(gateway, version, targets)| PeerLoad { gateway, version, full: version % 2 == 0, targets });
+    let peer =
+        (any::<u32>(), any::<u64>(), vec(in_flight(), 0..4)).prop_map(|(gateway, version, targets)| {
+            PeerLoad { gateway, version, full: version % 2 == 0, targets }
+        });
     prop_oneof![
         hello.prop_map(Message::Hello),
         any::<(u64, u64)>().prop_map(|(epoch, cluster_seed)| Message::Welcome(Welcome {

@@ -171,7 +171,7 @@ impl Truth {
         }
         self.stats.snapshots_built += 1;
         self.log.flush(self.now_us);
-        let mut builder = Builder::new(self.stamp(), self.settled);
+        let mut builder = Builder::new(self.stamp(), self.settled, self.config.chunk_bytes);
         let built = (|| {
             for target in self.fleet.live() {
                 builder.target(target.describe())?;
@@ -204,9 +204,12 @@ impl Truth {
         {
             return send(Lane::Load, bytes, false);
         }
-        let cursor = self.gateway_mut(session)?.stream.cursor;
-        let lag = self.log.lag_bytes(cursor);
-        if !self.log.covers(cursor) || lag > self.config.lag_bytes {
+        let stream = &self.gateway_mut(session)?.stream;
+        let (cursor, sending) = (stream.cursor, stream.snapshot.is_some());
+        let lags = !self.log.covers(cursor) || self.log.lag_bytes(cursor) > self.config.lag_bytes;
+        // A gateway that takes nothing gets nothing new, and a snapshot under way is brought to its end: however slow
+        // the gateway, it has a whole state now and then, and no more snapshots are made than are sent.
+        if lags && !sending && room(session, Lane::Snapshot) {
             self.start_snapshot(session);
         }
         let cursor = self.gateway_mut(session)?.stream.cursor;

@@ -26,6 +26,7 @@ mod gateways;
 mod log;
 mod recollect;
 mod snapshot;
+mod types;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -34,8 +35,8 @@ use ahash::AHashMap;
 use bytes::Bytes;
 use fairlead_prefix::Writer;
 use fairlead_wire::limits::MAX_TEXT;
-use fairlead_wire::msg::{Hello, InstanceInfo, Op, Pong, RankLoad, Refuse, RefuseCode, Role, Welcome};
-use fairlead_wire::{Body, Message, Stamp, TargetId, encode};
+use fairlead_wire::msg::{Hello, Op, Pong, Refuse, RefuseCode, Role, Welcome};
+use fairlead_wire::{Body, Message, Stamp, encode};
 
 use crate::{ClockMap, Lane, SessionId};
 use fleet::Fleet;
@@ -43,158 +44,12 @@ use gateway::Gateway;
 use log::Log;
 use recollect::Recollections;
 use snapshot::Snapshot;
+pub use types::{Output, TargetView, TruthConfig, TruthStats};
 
 /// Control frames waiting for one session; a peer that reads none of them is closed.
 const MAX_CONTROL: usize = 256;
 /// A tick later than this after the one before means that this process was starved.
 const STALL_US: u64 = 500_000;
-
-/// Settings of a [`Truth`].
-#[derive(Clone, Debug)]
-pub struct TruthConfig {
-    /// Interval of heartbeats, microseconds.
-    pub heartbeat_us: u64,
-    /// Heartbeats missed before a peer counts as gone.
-    pub missed: u32,
-    /// Longest wait of an operation or a load change for company, microseconds.
-    pub flush_us: u64,
-    /// Size at which a frame of operations is closed, bytes.
-    pub batch_bytes: usize,
-    /// Recent frames kept for resuming gateways, bytes.
-    pub ring_bytes: usize,
-    /// Backlog of one gateway beyond which it gets a snapshot instead, bytes.
-    pub lag_bytes: u64,
-    /// Target slots, cooling ones included.
-    pub max_targets: usize,
-    /// Byte budget of the prefix index. Gateways' budgets should be larger: only the truth evicts.
-    pub index_bytes: usize,
-    /// Share of the index that one target may take.
-    pub target_share: f32,
-    /// Tokens of one routing block, for what an engine of known KV room can hold; 0 turns that limit off.
-    pub block_tokens: u32,
-    /// How long a target without an agent keeps its slot and its holdings, microseconds.
-    pub linger_us: u64,
-    /// How long a slot rests before a new target gets it, microseconds.
-    pub slot_grace_us: u64,
-    /// How long after the start recollections are taken, microseconds.
-    pub recollect_us: u64,
-    /// Recollections kept for instances that have not registered, bytes.
-    pub recollect_bytes: usize,
-    /// Agents' sessions.
-    pub max_agents: usize,
-    /// Gateways' sessions.
-    pub max_gateways: usize,
-}
-
-impl Default for TruthConfig {
-    fn default() -> Self {
-        Self {
-            heartbeat_us: 1_000_000,
-            missed: 3,
-            flush_us: 200,
-            batch_bytes: 64 << 10,
-            ring_bytes: 64 << 20,
-            lag_bytes: 32 << 20,
-            max_targets: 3_840,
-            index_bytes: 512 << 20,
-            target_share: 0.25,
-            block_tokens: 64,
-            linger_us: 10_000_000,
-            slot_grace_us: 5_000_000,
-            recollect_us: 30_000_000,
-            recollect_bytes: 256 << 20,
-            max_agents: 4_096,
-            max_gateways: 256,
-        }
-    }
-}
-
-/// Counts since the start, and present sizes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TruthStats {
-    /// Epoch.
-    pub epoch: u64,
-    /// Sequence of the last frame of operations.
-    pub sequence: u64,
-    /// Whether the epoch has settled.
-    pub settled: bool,
-    /// Agents connected.
-    pub agents: usize,
-    /// Gateways connected.
-    pub gateways: usize,
-    /// Live targets.
-    pub targets: usize,
-    /// Live targets that may be picked.
-    pub ready: usize,
-    /// Bytes in the ring of recent frames.
-    pub ring_bytes: usize,
-    /// Frames of operations made.
-    pub delta_frames: u64,
-    /// Snapshots encoded.
-    pub snapshots_built: u64,
-    /// Gateways that were started on a snapshot.
-    pub snapshots_started: u64,
-    /// Gateways resumed from the ring.
-    pub resumed: u64,
-    /// Sessions refused.
-    pub refused: u64,
-    /// Sessions closed for silence.
-    pub silent: u64,
-    /// Reports that named an unknown incarnation or rank, or came before the registration.
-    pub reports_ignored: u64,
-    /// Placements of targets that are gone.
-    pub placements_ignored: u64,
-    /// Placements taken.
-    pub placements: u64,
-    /// Operations that evicted runs.
-    pub evictions: u64,
-    /// Operations that took from a target what goes beyond its share or its engine's KV room.
-    pub trims: u64,
-    /// Recollected paths not kept for want of room.
-    pub recollections_dropped: u64,
-    /// Times this process was starved.
-    pub stalls: u64,
-}
-
-/// A target as the truth sees it, for the scheduler's admin pages.
-#[derive(Clone, Debug)]
-pub struct TargetView {
-    /// Id in this epoch.
-    pub id: TargetId,
-    /// Rank within the instance.
-    pub rank: u16,
-    /// Whether it may be picked.
-    pub ready: bool,
-    /// The instance.
-    pub info: Arc<InstanceInfo>,
-    /// Last report, `taken_us` in the scheduler's clock.
-    pub load: Option<RankLoad>,
-    /// Requests in flight, summed over the gateways.
-    pub requests: u64,
-}
-
-/// What the driver is to do.
-#[derive(Clone, Debug)]
-pub enum Output {
-    /// Send a frame.
-    Send {
-        /// To whom.
-        session: SessionId,
-        /// In which order.
-        lane: Lane,
-        /// Header and payload; shared when several receive it.
-        bytes: Bytes,
-        /// Whether it is the last frame of a snapshot.
-        last: bool,
-    },
-    /// Refuse the peer and close. The session is forgotten already.
-    Close {
-        /// Whom.
-        session: SessionId,
-        /// What to tell it.
-        refuse: Refuse,
-    },
-}
 
 pub(crate) enum Part {
     Agent {
@@ -648,7 +503,8 @@ impl Truth {
 }
 
 fn refusal(code: RefuseCode, mut reason: String) -> Refuse {
-    reason.truncate(reason.floor_char_boundary(MAX_TEXT));
+    let end = (0..=MAX_TEXT.min(reason.len())).rev().find(|&at| reason.is_char_boundary(at)).unwrap_or(0);
+    reason.truncate(end);
     reason.retain(|c| !c.is_control());
     Refuse { code, reason }
 }

@@ -4,8 +4,6 @@ use bytes::Bytes;
 use fairlead_wire::msg::{Run, SnapshotChunk, TargetInfo};
 use fairlead_wire::{FrameError, Stamp, encode};
 
-/// Size at which a chunk is closed. A receiver applies one chunk at a time, so this bounds how long it is busy.
-const CHUNK_BYTES: usize = 256 << 10;
 /// Size of one run beyond which its holders' holes are left out; well below the frame's limit.
 const MAX_RUN_BYTES: usize = 2 << 20;
 
@@ -18,14 +16,15 @@ pub(crate) struct Snapshot {
 pub(crate) struct Builder {
     stamp: Stamp,
     settled: bool,
+    chunk_bytes: usize,
     chunk: SnapshotChunk,
     size: usize,
     chunks: Vec<Bytes>,
 }
 
 impl Builder {
-    pub(crate) fn new(stamp: Stamp, settled: bool) -> Self {
-        Self { stamp, settled, chunk: empty(0, settled), size: 0, chunks: Vec::new() }
+    pub(crate) fn new(stamp: Stamp, settled: bool, chunk_bytes: usize) -> Self {
+        Self { stamp, settled, chunk_bytes, chunk: empty(0, settled), size: 0, chunks: Vec::new() }
     }
 
     pub(crate) fn target(&mut self, info: TargetInfo) -> Result<(), FrameError> {
@@ -59,7 +58,7 @@ impl Builder {
     }
 
     fn make_room(&mut self, size: usize) -> Result<(), FrameError> {
-        if self.size > 0 && self.size + size > CHUNK_BYTES {
+        if self.size > 0 && self.size + size > self.chunk_bytes {
             self.close()?;
         }
         self.size += size;
