@@ -27,7 +27,8 @@ fn a_refusing_target_is_avoided_and_requests_go_elsewhere() {
         let table = rig.gateway.shared().fleet.table_full();
         let dead = table.entries[0].as_ref().unwrap();
         assert!(
-            !dead.cells.circuit_closed(fairlead_dataplane::runtime::now_us()) || dead.cells.counters.requests_total() == 0
+            !dead.cells.circuit_closed(fairlead_dataplane::runtime::now_us())
+                || dead.cells.counters.requests_total() == 0
         );
         assert!(dead.cells.counters.requests_total() <= 2, "excluded after its first refusal");
         rig.assert_settled();
@@ -110,7 +111,9 @@ fn a_busy_engine_is_passed_over_and_other_errors_pass_through() {
         let answer = rig.ask(chat("only one"));
         assert_eq!((answer.status, answer.text()), (503, r#"{"busy":true}"#));
 
-        for status in ["400 Bad Request", "429 Too Many Requests", "500 Internal Server Error", "404 Not Found"] {
+        for status in
+            ["400 Bad Request", "429 Too Many Requests", "500 Internal Server Error", "404 Not Found"]
+        {
             let engine = Engine::start(move |conn, _| {
                 conn.status(status, "its own words");
                 Then::Keep
@@ -202,8 +205,12 @@ fn any_other_broken_body_is_visibly_incomplete() {
     on_each_driver(|driver| {
         let cut: [(&str, fn(&mut Conn)); 3] = [
             ("length", |conn| conn.send("HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n{\"part")),
-            ("chunks", |conn| conn.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n6\r\n{\"part\r\n")),
-            ("garbage", |conn| conn.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n6\r\n{\"part\r\nxyz")),
+            ("chunks", |conn| {
+                conn.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n6\r\n{\"part\r\n")
+            }),
+            ("garbage", |conn| {
+                conn.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n6\r\n{\"part\r\nxyz")
+            }),
         ];
         for (name, part) in cut {
             let engine = Engine::start(move |conn, _| {
@@ -250,7 +257,11 @@ fn a_stream_that_has_said_done_is_complete() {
 /// How a client leaves.
 fn leave(client: Client, reset: bool) -> Instant {
     let now = Instant::now();
-    if reset { client.reset() } else { drop(client) }
+    if reset {
+        client.reset()
+    } else {
+        drop(client)
+    }
     now
 }
 
@@ -350,7 +361,8 @@ fn a_client_that_leaves_while_a_connection_is_made_stops_the_attempts() {
         let addr = full.local_addr().unwrap().as_socket().unwrap();
         let fillers: Vec<_> = (0..4)
             .map(|_| {
-                let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+                let socket =
+                    socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
                 socket.set_nonblocking(true).unwrap();
                 let _ = socket.connect(&addr.into());
                 socket
@@ -372,7 +384,8 @@ fn a_client_that_leaves_while_a_connection_is_made_stops_the_attempts() {
         });
         let fillers: Vec<_> = (0..4)
             .map(|_| {
-                let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+                let socket =
+                    socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
                 socket.set_nonblocking(true).unwrap();
                 let _ = socket.connect(&addr.into());
                 socket

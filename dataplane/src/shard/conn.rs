@@ -81,6 +81,7 @@ impl Conn {
                 Box::pin(self.request(len)).await
             }
             HeadRead::Refuse(refusal) => {
+                self.shard.metrics.ended(None, refusal.status);
                 let reply = self.reply(ErrorStyle::OpenAi, "", false);
                 let mut out = Vec::new();
                 reply.refuse(&refusal, &mut out);
@@ -167,6 +168,7 @@ impl Conn {
         let (body, held) = match intake::read_body(self, framing, expects).await {
             intake::BodyRead::Complete { body, held } => (body, held),
             intake::BodyRead::Refuse(refusal) => {
+                self.shard.metrics.ended(None, refusal.status);
                 return self.refuse(&refusal, style, &request_id, true).await;
             }
             intake::BodyRead::Close => return Next::Close,
@@ -183,6 +185,7 @@ impl Conn {
                 held,
                 request_id: &request_id,
                 began_us,
+                read_us: now_us(),
                 keep_alive,
             },
         )
@@ -191,7 +194,7 @@ impl Conn {
             Outcome::Answered { keep_alive: true } => Next::KeepAlive,
             Outcome::Answered { keep_alive: false } => Next::Linger,
             Outcome::Refuse(refusal) => self.refuse(&refusal, style, &request_id, false).await,
-            Outcome::Close => Next::Close,
+            Outcome::Left | Outcome::Cut => Next::Close,
         }
     }
 

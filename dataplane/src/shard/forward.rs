@@ -18,7 +18,7 @@ use super::upstream::{
     Cause, Exchanged, Outgoing, READ_SMALL, Reads, Upstream, Waited, acquire, exchange, unless_gone,
 };
 use super::watch::Watch;
-use super::{Shard, observe};
+use super::{Shard, observe, probe};
 use crate::http::{
     BodyReader, ClientHead, OutgoingBody, RequestHead, RequestIdRule, ResponseHead, UpstreamHead,
 };
@@ -38,8 +38,10 @@ pub struct Incoming<'a> {
     pub held: Option<Share>,
     /// Its id: the client's or ours.
     pub request_id: &'a str,
-    /// When its first byte arrived.
+    /// When its head was complete.
     pub began_us: u64,
+    /// When its body was.
+    pub read_us: u64,
     /// Whether the client's connection may be kept.
     pub keep_alive: bool,
 }
@@ -63,23 +65,36 @@ pub enum Outcome {
     },
     /// Nothing went out yet: this is the answer.
     Refuse(Refusal),
-    /// The client is gone, or was told of the failure by an incomplete answer.
-    Close,
+    /// The client left before anything went out.
+    Left,
+    /// The answer was cut: the client left, or was told of a failure by the incomplete answer.
+    Cut,
 }
 
 /// Serves one request.
 pub async fn forward(shard: &Rc<Shard>, client: Client<'_>, request: Incoming<'_>) -> Outcome {
     let Some(_in_flight) = shard.shared.in_flight.take(1) else {
-        return Outcome::Refuse(
-            Refusal::new(503, "too many requests are in flight").code("overloaded").retry_after(1),
-        );
+        let refusal = Refusal::new(503, "too many requests are in flight").code("overloaded").retry_after(1);
+        shard.metrics.ended(None, refusal.status);
+        return Outcome::Refuse(refusal);
     };
     let prompt = match read_prompt(&request.body, request.api, &shard.shared, &shard.options) {
         Ok(prompt) => prompt,
-        Err(refusal) => return Outcome::Refuse(refusal),
+        Err(refusal) => {
+            shard.metrics.ended(None, refusal.status);
+            return Outcome::Refuse(refusal);
+        }
     };
     shard.retries.request();
-    Attempts { shard, client, request, prompt, tried: Vec::new() }.run().await
+    let model = prompt.model.clone();
+    let outcome = Attempts { shard, client, request, prompt, tried: Vec::new() }.run().await;
+    match &outcome {
+        Outcome::Refuse(refusal) => shard.metrics.ended(Some(&model), refusal.status),
+        Outcome::Left => shard.metrics.ended(Some(&model), observe::CLIENT_LEFT),
+        // Counted with its answer.
+        Outcome::Answered { .. } | Outcome::Cut => {}
+    }
+    outcome
 }
 
 struct Attempts<'a> {
@@ -114,7 +129,7 @@ impl Attempts<'_> {
                 Attempt::Elsewhere(next) => {
                     self.place(&target, Some(path_kept));
                     plan = *next;
-                    observe::retry(self.shard, Cause::Busy);
+                    self.shard.metrics.retried(Cause::Busy);
                     if let Some(outcome) = self.pause().await {
                         return outcome;
                     }
@@ -132,7 +147,7 @@ impl Attempts<'_> {
                 Ok(plan) => plan,
                 Err(why) => return Outcome::Refuse(no_plan(why, &self.prompt, Some(cause))),
             };
-            observe::retry(self.shard, cause);
+            self.shard.metrics.retried(cause);
             if let Some(outcome) = self.pause().await {
                 return outcome;
             }
@@ -141,7 +156,10 @@ impl Attempts<'_> {
 
     fn pick(&self) -> Result<Plan, NoPlan> {
         let shard = self.shard;
-        pick(&self.prompt, &self.tried, &shard.shared, &shard.options, &mut shard.scratch.borrow_mut())
+        let mut scratch = shard.scratch.borrow_mut();
+        let plan = pick(&self.prompt, &self.tried, &shard.shared, &shard.options, &mut scratch)?;
+        shard.metrics.picked(&plan);
+        Ok(plan)
     }
 
     /// Tells the control thread that the target gets, or did not get, this prompt.
@@ -155,9 +173,12 @@ impl Attempts<'_> {
         }
     }
 
-    fn note_failure(&self, target: &TargetEntry, cause: Cause) {
+    fn note_failure(&self, target: &Arc<TargetEntry>, cause: Cause) {
         match cause {
-            Cause::Refused | Cause::ConnectTimeout => target.cells.connect_failed(now_us()),
+            Cause::Refused | Cause::ConnectTimeout => {
+                target.cells.connect_failed(now_us());
+                probe::begin(self.shard, target);
+            }
             // One broken answer or connection is no proof that the next one fails; exhaustion here and overload
             // there are no fault of the target.
             Cause::Died | Cause::Broken(_) | Cause::Exhausted | Cause::Busy => {}
@@ -176,7 +197,7 @@ impl Attempts<'_> {
         let pause = backoff(self.shard.options.retry.backoff, retries, self.shard.draw());
         match unless_gone(sleep(pause), self.client.watch).await {
             Waited::Got(()) => None,
-            Waited::Gone => Some(Outcome::Close),
+            Waited::Gone => Some(Outcome::Left),
         }
     }
 
@@ -211,7 +232,7 @@ impl Attempts<'_> {
                 Ok(upstream)
             }
             Waited::Got(Err(cause)) => Err(Attempt::Failed(cause)),
-            Waited::Gone => Err(Attempt::Done(Outcome::Close)),
+            Waited::Gone => Err(Attempt::Done(Outcome::Left)),
         }
     }
 
@@ -227,7 +248,7 @@ impl Attempts<'_> {
         let exchanged = exchange(&socket, &mut reads, outgoing, &mut answer, self.client.watch, hold).await;
         let (head, rest, sent) = match exchanged {
             Exchanged::Answer { head, rest, sent } => (head, rest, sent),
-            Exchanged::Gone => return Tried::Ended(Attempt::Done(Outcome::Close)),
+            Exchanged::Gone => return Tried::Ended(Attempt::Done(Outcome::Left)),
             Exchanged::Failed { cause, silent } => {
                 socket.shutdown(Direction::Both);
                 return if silent {
@@ -259,6 +280,7 @@ impl Attempts<'_> {
             api: self.prompt.api,
             request_id: self.request.request_id,
             first_us: 0,
+            passed_us: 0,
             last_us: 0,
         };
         let mut side = ClientSide {
@@ -281,12 +303,14 @@ impl Attempts<'_> {
             self.shard,
             &observe::Answered {
                 prompt: &self.prompt,
-                target: &target,
                 status: answer.status().as_u16(),
                 cached_blocks,
                 began_us: self.request.began_us,
+                read_us: self.request.read_us,
                 sent_us,
+                first_try: self.tried.is_empty(),
                 first_us: stream.first_us,
+                passed_us: stream.passed_us,
                 last_us: stream.last_us,
                 usage: stream.observer.usage(),
                 events: stream.observer.events(),
@@ -296,7 +320,7 @@ impl Attempts<'_> {
         self.shard.keep_answer_head(answer);
         Tried::Ended(Attempt::Done(match ended {
             Ended::Complete { .. } => Outcome::Answered { keep_alive: body.keep_alive },
-            Ended::ClientGone | Ended::Broken => Outcome::Close,
+            Ended::ClientGone | Ended::Broken => Outcome::Cut,
         }))
     }
 

@@ -9,6 +9,7 @@ mod forward;
 mod intake;
 mod observe;
 mod pool;
+mod probe;
 mod relay;
 mod routes;
 mod upstream;
@@ -33,6 +34,7 @@ use crate::shared::Shared;
 
 use budget::RetryBudget;
 use deadlines::Deadlines;
+use observe::Metrics;
 use pool::Pool;
 
 /// Connections taken in one go before other tasks get their turn.
@@ -63,6 +65,8 @@ pub(crate) struct Shard {
     pub deadlines: Rc<Deadlines>,
     pub pool: Pool,
     pub retries: RetryBudget,
+    pub probes: probe::Probes,
+    pub metrics: Metrics,
     pub scratch: RefCell<Scratch>,
     pub request_ids: RefCell<RequestIds>,
     pub answers: RefCell<Vec<ResponseHead>>,
@@ -78,6 +82,8 @@ impl Shard {
             deadlines: Rc::default(),
             pool: Pool::new(options.timeouts.pool_idle, options.limits.pool_per_target),
             retries: RetryBudget::new(&options.retry),
+            probes: probe::Probes::default(),
+            metrics: Metrics::new(shared.registry()),
             scratch: RefCell::new(Scratch::new(mix(seed ^ 2))),
             request_ids: RefCell::new(RequestIds::new(id_seed)),
             answers: RefCell::default(),

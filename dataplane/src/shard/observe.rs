@@ -1,34 +1,90 @@
-//! What a shard learns from the requests that it has served.
+//! What a shard learns from the requests that it has served, and what it counts.
+
+use std::cell::RefCell;
 
 use fairlead_openai::Usage;
-use fairlead_routing::TargetEntry;
+use fairlead_routing::Plan;
+use fairlead_telemetry::{Buckets, Counter, Histogram, Local, Registry, names};
 
 use super::Shard;
 use super::decide::Prompt;
 use super::relay::Ended;
 use super::upstream::Cause;
 
-/// One answered request.
+/// Status counted for requests whose client left before it was answered.
+pub const CLIENT_LEFT: u16 = 499;
+/// Model counted for requests that never got as far as a model.
+const NO_MODEL: &str = "";
+
+/// One shard's cells.
+pub struct Metrics {
+    requests: RefCell<Local<Counter>>,
+    picks: RefCell<Local<Counter>>,
+    retries: RefCell<Local<Counter>>,
+    ttft: Histogram,
+    tpot: Histogram,
+    overhead: Histogram,
+    cached_prediction: Histogram,
+}
+
+impl Metrics {
+    /// Cells of their own in the process's registry.
+    pub fn new(registry: &Registry) -> Self {
+        let counters = |definition| RefCell::new(Local::new(&registry.counter(definition)));
+        let histogram = |definition, buckets| registry.histogram(definition, buckets).handle(&[]);
+        Self {
+            requests: counters(&names::REQUESTS),
+            picks: counters(&names::PICKS),
+            retries: counters(&names::RETRIES),
+            ttft: histogram(&names::TTFT, Buckets::LATENCY),
+            tpot: histogram(&names::TPOT, Buckets::LATENCY),
+            overhead: histogram(&names::OVERHEAD, Buckets::OVERHEAD),
+            cached_prediction: histogram(&names::CACHED_TOKENS_PREDICTION, Buckets::RATIO),
+        }
+    }
+
+    /// Counts a decision.
+    pub fn picked(&self, plan: &Plan) {
+        self.picks.borrow_mut().get(&[plan.policy.as_str(), plan.reason.as_str()]).inc();
+    }
+
+    /// Counts a retry.
+    pub fn retried(&self, cause: Cause) {
+        self.retries.borrow_mut().get(&[cause.as_str()]).inc();
+    }
+
+    /// Counts a request that ended with `status`.
+    pub fn ended(&self, model: Option<&str>, status: u16) {
+        let code = http::StatusCode::from_u16(status).unwrap_or_default();
+        self.requests.borrow_mut().get(&[model.unwrap_or(NO_MODEL), code.as_str()]).inc();
+    }
+}
+
+/// One answered request. Times are in microseconds of the process's clock.
 pub struct Answered<'a> {
     /// The request.
     pub prompt: &'a Prompt,
-    /// Who answered.
-    pub target: &'a TargetEntry,
     /// Status of the answer.
     pub status: u16,
-    /// Blocks that the decision took to be cached there.
+    /// Blocks that the decision took to be cached at the target.
     pub cached_blocks: u32,
-    /// First byte of the request.
+    /// The request's head was complete.
     pub began_us: u64,
-    /// Request sent.
+    /// The request was complete.
+    pub read_us: u64,
+    /// The request began to go out. With retries, the last time.
     pub sent_us: u64,
+    /// It was sent once only.
+    pub first_try: bool,
     /// First byte of the answer's body; 0 if it had none.
     pub first_us: u64,
-    /// Last byte of the answer's body.
+    /// The first write to the client was done; 0 if there was none.
+    pub passed_us: u64,
+    /// Last bytes of the answer's body.
     pub last_us: u64,
     /// Tokens, as the engine counted them.
     pub usage: Option<Usage>,
-    /// Events of a stream.
+    /// Events of a stream, its end mark included.
     pub events: u64,
     /// How it ended.
     pub ended: Ended,
@@ -36,14 +92,34 @@ pub struct Answered<'a> {
 
 /// Takes an answered request into account.
 pub fn answered(shard: &Shard, answered: &Answered<'_>) {
-    if let Some(usage) = answered.usage
-        && let Some(model) = shard.shared.fleet.table().model(&answered.prompt.model)
-    {
-        model.cells.learn(answered.prompt.bytes, usage.prompt_tokens);
+    let metrics = &shard.metrics;
+    let status = match answered.ended {
+        Ended::ClientGone => CLIENT_LEFT,
+        Ended::Complete { .. } | Ended::Broken => answered.status,
+    };
+    metrics.ended(Some(&answered.prompt.model), status);
+    if !(200..300).contains(&answered.status) || answered.first_us == 0 {
+        return;
     }
-}
-
-/// Takes a retry into account.
-pub fn retry(_shard: &Shard, cause: Cause) {
-    tracing::debug!(cause = cause.as_str(), "retry");
+    let seconds = |from: u64, to: u64| to.saturating_sub(from) as f64 / 1e6;
+    metrics.ttft.observe(seconds(answered.began_us, answered.first_us));
+    if answered.first_try && answered.passed_us != 0 {
+        let before = seconds(answered.read_us, answered.sent_us);
+        metrics.overhead.observe(before + seconds(answered.first_us, answered.passed_us));
+    }
+    let complete = matches!(answered.ended, Ended::Complete { .. });
+    let tokens = answered.usage.map_or(answered.events.saturating_sub(1), |usage| usage.completion_tokens);
+    if complete && answered.prompt.stream && answered.events > 1 && tokens > 1 {
+        metrics.tpot.observe(seconds(answered.first_us, answered.last_us) / (tokens - 1) as f64);
+    }
+    let Some(usage) = answered.usage else { return };
+    let table = shard.shared.fleet.table();
+    let Some(model) = table.model(&answered.prompt.model) else { return };
+    if let Some(cached) = usage.cached_tokens {
+        let bytes = f64::from(answered.cached_blocks) * f64::from(shard.options.block_bytes);
+        let predicted = bytes / f64::from(model.cells.bytes_per_token());
+        // One token on both sides keeps "nothing predicted, nothing cached" at one.
+        metrics.cached_prediction.observe((predicted + 1.0) / (cached as f64 + 1.0));
+    }
+    model.cells.learn(answered.prompt.bytes, usage.prompt_tokens);
 }

@@ -122,6 +122,8 @@ pub struct Stream<'a> {
     pub request_id: &'a str,
     /// When the first byte of the body came; 0 before.
     pub first_us: u64,
+    /// When it had been handed to the client's socket; 0 before.
+    pub passed_us: u64,
     /// When the last bytes came.
     pub last_us: u64,
 }
@@ -181,6 +183,9 @@ impl Stream<'_> {
             }
             if raw.consumed > 0 {
                 client.watch.chunk_sent();
+                if self.passed_us == 0 {
+                    self.passed_us = now_us();
+                }
             }
             if self.reader.is_done() {
                 return Ended::Complete { clean: !excess };
