@@ -7,7 +7,6 @@
 //! - [`Faults`]: ways to fail on demand, at the start, through [`Control`] or through `POST /sim/control`.
 
 pub mod cache;
-pub mod cli;
 mod engine;
 mod faults;
 mod histogram;

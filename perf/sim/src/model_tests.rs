@@ -141,3 +141,69 @@ fn at_most_max_running_run() {
     m.begin_step(0.0);
     assert_eq!((m.running(), m.waiting()), (3, 2));
 }
+
+mod random {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+        /// Whatever comes and goes, limits hold, every sequence that stays gets all its tokens in order, and an idle
+        /// engine holds nothing.
+        #[test]
+        fn nothing_is_lost_and_nothing_stays(
+            ops in prop::collection::vec((0u8..8, 0u64..4, 1u32..300, 0u32..20), 1..120),
+            blocks in 30u32..200,
+            budget in 16u32..200,
+        ) {
+            let mut o = options(blocks);
+            o.profile.token_budget = budget;
+            o.profile.max_running = 6;
+            let mut m = Model::new(o);
+            let mut now = 0.0;
+            let mut open: HashMap<SeqId, (u32, u32)> = HashMap::new();
+            let mut step = |m: &mut Model, open: &mut HashMap<SeqId, (u32, u32)>| {
+                let Some(d) = m.begin_step(now) else { return Ok(false) };
+                prop_assert!(d > 0.0 && m.running() <= 6);
+                prop_assert!(m.cache().used() <= blocks);
+                now += d;
+                let mut out = Vec::new();
+                m.end_step(now, &mut out);
+                for p in out {
+                    let (want, got) = open[&p.id];
+                    let next = if want == 0 { 0 } else { got + 1 };
+                    prop_assert_eq!(p.emitted, next);
+                    prop_assert_eq!(p.finished, next == want);
+                    if p.finished {
+                        open.remove(&p.id);
+                    } else {
+                        open.insert(p.id, (want, next));
+                    }
+                }
+                Ok(true)
+            };
+            for (op, family, prompt, output) in ops {
+                match op {
+                    0..3 => {
+                        if let Ok(id) = m.submit(spec(family, prompt, output), 0.0) {
+                            open.insert(id, (output, 0));
+                        }
+                    }
+                    3 => {
+                        if let Some(id) = open.keys().copied().min() {
+                            prop_assert!(m.abort(id));
+                            open.remove(&id);
+                        }
+                    }
+                    _ => {
+                        step(&mut m, &mut open)?;
+                    }
+                }
+            }
+            while step(&mut m, &mut open)? {}
+            prop_assert!(open.is_empty());
+            prop_assert_eq!((m.running(), m.waiting(), m.cache().used()), (0, 0, 0));
+            prop_assert!(m.cache().named() <= blocks);
+        }
+    }
+}

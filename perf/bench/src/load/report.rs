@@ -323,6 +323,12 @@ impl Recorder {
         if r.not_sent > 0 {
             r.warnings.push(format!("{} arrivals were not sent: too many requests in flight", r.not_sent));
         }
+        if matches!((r.hit_ratio, bound), (Some(h), Some(b)) if h > b + 0.005) {
+            r.warnings.push(
+                "more was cached than this load can have left: the caches were warm, try another --seed"
+                    .into(),
+            );
+        }
         if self.no_usage > 0 {
             r.warnings.push(format!(
                 "{} answers told no usage: tokens and hit ratio leave them out",
