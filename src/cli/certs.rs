@@ -12,7 +12,7 @@ use super::out;
 /// identity for each role. Run again, it keeps what exists and adds what is asked for.
 #[derive(Args)]
 pub struct CertsArgs {
-    /// Folder to write to; keep its `ca.key.pem` safe, processes need only their own sub-folder
+    /// Folder to write to; keep its `ca-key.pem` safe, processes need only their own sub-folder
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Name of the cluster, when the folder is new
