@@ -222,12 +222,13 @@ fn page() -> impl Strategy<Value = Vec<u8>> {
     ];
     let value =
         prop_oneof![Just("0"), Just("17.5"), Just("NaN"), Just("-3"), Just("1e300"), Just(""), Just("1 2 3")];
-    let line = (name, labels, value, prop::collection::vec(any::<u8>(), 0..6)).prop_map(|(n, l, v, garbage)| {
-        let mut line = format!("{n}{l} {v}").into_bytes();
-        line.extend(garbage);
-        line.push(b'\n');
-        line
-    });
+    let line =
+        (name, labels, value, prop::collection::vec(any::<u8>(), 0..6)).prop_map(|(n, l, v, garbage)| {
+            let mut line = format!("{n}{l} {v}").into_bytes();
+            line.extend(garbage);
+            line.push(b'\n');
+            line
+        });
     prop::collection::vec(line, 0..20).prop_map(|lines| lines.concat())
 }
 
