@@ -20,7 +20,8 @@
 //! - a path that leaves a run in its middle splits it (or cuts it short, where nobody holds the rest);
 //! - blocks behind a run without children extend it, up to [`MAX_RUN`]; otherwise they become a child;
 //! - a run without holders and children is unlinked, and its parent looked at next;
-//! - a run without children, of which at least half at the end is held by nobody, is cut to what is held.
+//! - a run without children, of which at least half at the end is held by nobody, is cut to what is held (left out
+//!   when readers have stood still for so long that no cell is free; who holds what is the same either way).
 //!
 //! # Concurrency
 //!
