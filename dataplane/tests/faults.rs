@@ -1,5 +1,11 @@
 //! Engines that fail and clients that leave.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "tests fail by panicking and say what they skip"
+)]
+
 mod common;
 
 use std::net::TcpListener;
@@ -9,6 +15,9 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use common::*;
+
+/// Something that an engine does on a connection.
+type Part = fn(&mut Conn);
 
 /// An address at which nobody listens.
 fn nobody() -> String {
@@ -38,7 +47,7 @@ fn a_refusing_target_is_avoided_and_requests_go_elsewhere() {
 #[test]
 fn an_engine_that_dies_before_its_first_byte_is_replaced() {
     on_each_driver(|driver| {
-        let turns: [fn(&mut Conn); 4] = [
+        let turns: [Part; 4] = [
             |_| {},
             |conn| conn.send("HTTP/1.1 200 OK\r\nContent-"),
             // The head alone promises an answer; nothing of it was seen.
@@ -161,7 +170,7 @@ fn a_kept_connection_that_was_closed_is_replaced_without_blame() {
 #[test]
 fn an_engine_that_breaks_a_stream_is_reported_in_the_stream() {
     on_each_driver(|driver| {
-        let parts: [(&str, fn(&mut Conn)); 5] = [
+        let parts: [(&str, Part); 5] = [
             ("between chunks", |conn| conn.chunk("data: {\"n\":1}\n\n")),
             ("in an event", |conn| conn.chunk("data: {\"n\":1}\n\ndata: {\"n\"")),
             ("in a chunk", |conn| conn.send("40\r\ndata: {\"n\":1}\n\n")),
@@ -203,7 +212,7 @@ fn an_engine_that_breaks_a_stream_is_reported_in_the_stream() {
 #[test]
 fn any_other_broken_body_is_visibly_incomplete() {
     on_each_driver(|driver| {
-        let cut: [(&str, fn(&mut Conn)); 3] = [
+        let cut: [(&str, Part); 3] = [
             ("length", |conn| conn.send("HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n{\"part")),
             ("chunks", |conn| {
                 conn.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n6\r\n{\"part\r\n")
@@ -268,7 +277,7 @@ fn leave(client: Client, reset: bool) -> Instant {
 #[test]
 fn a_client_that_leaves_cancels_its_request_at_once() {
     on_each_driver(|driver| {
-        let phases: [(&str, fn(&mut Conn), &str); 5] = [
+        let phases: [(&str, Part, &str); 5] = [
             ("before the first byte", |_| {}, ""),
             ("after the head", |conn| conn.sse_head(), ""),
             (

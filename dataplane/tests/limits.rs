@@ -1,5 +1,11 @@
 //! What is refused, and what never reaches an engine.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "tests fail by panicking and say what they skip"
+)]
+
 mod common;
 
 use std::io::Write;

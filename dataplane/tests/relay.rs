@@ -1,5 +1,11 @@
 //! Requests through a gateway to engines: framing, routes, streaming.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "tests fail by panicking and say what they skip"
+)]
+
 mod common;
 
 use common::*;

@@ -229,27 +229,33 @@ where
             }
             Parsed::Done(len) => {
                 let head = buf.split_to(len).freeze();
-                return finish_head(reads, head, buf, sent, answer, watch, socket, hold).await;
+                return await_body(socket, reads, Part { head, rest: buf, sent }, answer, watch, hold).await;
             }
         }
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "the tail of one function, split off to keep both readable")]
-async fn finish_head<F, M>(
-    reads: &mut Reads<'_, F, M>,
+/// The head of an answer and what came with it.
+struct Part {
     head: Bytes,
     rest: BytesMut,
     sent: bool,
+}
+
+/// Holds the head back until the first byte of its body has come, or `hold` is over.
+async fn await_body<F, M>(
+    socket: &Socket,
+    reads: &mut Reads<'_, F, M>,
+    part: Part,
     answer: &ResponseHead,
     watch: &mut Watch,
-    socket: &Socket,
     hold: Duration,
 ) -> Exchanged
 where
     F: Future<Output = ReadResult>,
     M: Fn(BytesMut) -> F,
 {
+    let Part { head, mut rest, sent } = part;
     if answer.status().as_u16() == 101 {
         return Exchanged::Failed { cause: Cause::Broken("the engine switched protocols"), silent: false };
     }
@@ -258,7 +264,6 @@ where
     if bodiless || rest.has_remaining() || !answer.status().is_success() || hold.is_zero() {
         return Exchanged::Answer { head, rest, sent };
     }
-    let mut rest = rest;
     rest.reserve(READ_SMALL);
     reads.start(rest);
     let mut timer = pin!(sleep(hold));

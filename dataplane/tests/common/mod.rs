@@ -1,5 +1,5 @@
 //! In-test engines and raw clients over plain blocking sockets.
-#![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(dead_code, unused_imports, reason = "each test file uses its own part")]
 
 pub mod client;
 pub mod engine;
