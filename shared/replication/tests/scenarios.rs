@@ -52,12 +52,32 @@ fn a_placement_is_seen_at_once_here_and_soon_everywhere() {
     assert_eq!(world.gateways[1].depth(there, &path), 9);
     let status = world.gateways[0].replica.status();
     assert_eq!(status.overlay_entries, 0, "confirmed by the operation, not by age");
+    // Told again at once, a known path is no news.
+    let sent = status.stats.placements_sent;
+    for _ in 0..10 {
+        let now = world.now + world.gateways[0].skew;
+        world.gateways[0].replica.place(here, &path, now);
+        world.run_for(MS);
+    }
+    assert_eq!(world.gateways[0].replica.status().stats.placements_sent, sent + 1);
     let now = world.now + world.gateways[0].skew;
     world.gateways[0].replica.withdraw(here, &path, 4, now);
     world.run_for(10 * MS);
     for (gateway, id) in [(0, here), (1, there)] {
         assert_eq!(world.gateways[gateway].depth(id, &path), 4);
     }
+}
+
+#[test]
+fn a_placement_of_known_blocks_at_another_target_is_confirmed_too() {
+    let (mut world, paths) = warm();
+    let other = world.gateways[0].find("e1").unwrap();
+    let now = world.now + world.gateways[0].skew;
+    world.gateways[0].replica.place(other, &paths[0], now);
+    assert_eq!(world.gateways[0].replica.status().overlay_entries, 1);
+    world.run_for(150 * MS);
+    assert_eq!(world.gateways[0].replica.status().overlay_entries, 0);
+    assert_eq!(world.gateways[0].depth(other, &paths[0]), 5);
 }
 
 #[test]
@@ -513,4 +533,44 @@ fn lanes_do_not_wait_for_one_another() {
     let output = desk.truth.poll(|_, lane| lane == Lane::Control);
     assert!(matches!(output, Some(Output::Send { lane: Lane::Control, .. })), "{output:?}");
     assert!(desk.truth.poll(|_, lane| lane == Lane::Control).is_none());
+}
+
+#[test]
+fn recollections_count_for_the_same_incarnation_only() {
+    let mut desk = Desk::new(truth_config());
+    let told = |incarnation, path: &[u64]| Recollection {
+        instance: "a".into(),
+        rank: 0,
+        incarnation,
+        paths: vec![path.to_vec()],
+        last: false,
+    };
+    desk.hello(1, Role::Gateway, "g", 1);
+    desk.hello(2, Role::Gateway, "h", 1);
+    // Before the instance has registered: two gateways, two incarnations.
+    desk.says(1, told(1, &[1, 2, 3]));
+    desk.says(2, told(1, &[1, 2, 3]));
+    desk.says(2, told(0, &[8, 9]));
+    desk.hello(3, Role::Agent, "a", 1);
+    desk.register(3, instance("a", 1));
+    let held =
+        |desk: &Desk| desk.truth.index().holdings().iter().map(|(_, block)| *block).collect::<Vec<_>>();
+    assert_eq!(held(&desk), [1, 2, 3]);
+    // And after.
+    desk.says(1, told(1, &[1, 2, 4]));
+    desk.says(1, told(0, &[6]));
+    assert_eq!(held(&desk), [1, 2, 3, 4]);
+    // What nobody has claimed is void when the epoch settles; what is known may still be added to.
+    desk.says(1, Recollection { instance: "b".into(), ..told(1, &[5]) });
+    desk.pass(400 * MS, &[1, 2, 3]);
+    assert!(desk.truth.stats().settled);
+    desk.hello(4, Role::Agent, "b", 1);
+    desk.register(4, instance("b", 1));
+    assert_eq!(held(&desk), [1, 2, 3, 4]);
+    desk.says(2, told(1, &[7]));
+    assert_eq!(held(&desk), [1, 2, 3, 4, 7]);
+    desk.pass(5_000 * MS, &[1, 2, 3, 4]);
+    desk.says(2, told(1, &[10]));
+    assert_eq!(held(&desk), [1, 2, 3, 4, 7]);
+    assert_eq!(desk.truth.stats().recollections_dropped, 1);
 }

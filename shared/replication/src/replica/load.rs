@@ -16,9 +16,17 @@ const SAMPLE_US: u64 = 1_000;
 #[derive(Debug, Default)]
 pub(crate) struct Peers {
     engines: AHashMap<u32, RankLoad>,
-    /// By session number, then target: version and figures. A zero is kept, so that an older message that arrives
-    /// late is known to be older.
-    gateways: AHashMap<u32, AHashMap<u32, (u64, InFlight)>>,
+    /// By session number.
+    gateways: AHashMap<u32, Peer>,
+}
+
+/// One other gateway.
+#[derive(Debug, Default)]
+struct Peer {
+    /// By target: version and figures. A zero is kept, so that an older message that arrives late is known to be older.
+    entries: AHashMap<u32, (u64, InFlight)>,
+    /// Newest full message: nothing older counts, whatever the target.
+    full: u64,
 }
 
 impl Peers {
@@ -32,8 +40,8 @@ impl Peers {
 
     pub(crate) fn forget_target(&mut self, remote: u32) {
         self.engines.remove(&remote);
-        for entries in self.gateways.values_mut() {
-            entries.remove(&remote);
+        for peer in self.gateways.values_mut() {
+            peer.entries.remove(&remote);
         }
     }
 
@@ -49,8 +57,12 @@ impl Peers {
 
     /// Takes one gateway's figures; returns the targets touched.
     fn gateway(&mut self, peer: &PeerLoad, touched: &mut AHashSet<u32>) {
-        let entries = self.gateways.entry(peer.gateway).or_default();
+        let Peer { entries, full } = self.gateways.entry(peer.gateway).or_default();
+        if peer.version < *full {
+            return;
+        }
         if peer.full {
+            *full = peer.version;
             let listed: AHashSet<u32> = peer.targets.iter().map(|entry| entry.target).collect();
             for (target, (version, figures)) in entries.iter_mut() {
                 if *version <= peer.version && !listed.contains(target) {
@@ -75,14 +87,14 @@ impl Peers {
     }
 
     fn end(&mut self, number: u32, touched: &mut AHashSet<u32>) {
-        if let Some(entries) = self.gateways.remove(&number) {
-            touched.extend(entries.into_keys());
+        if let Some(peer) = self.gateways.remove(&number) {
+            touched.extend(peer.entries.into_keys());
         }
     }
 
     fn sum(&self, remote: u32) -> InFlight {
         let mut sum = InFlight::default();
-        for (_, figures) in self.gateways.values().filter_map(|entries| entries.get(&remote)) {
+        for (_, figures) in self.gateways.values().filter_map(|peer| peer.entries.get(&remote)) {
             sum.requests = sum.requests.saturating_add(figures.requests);
             sum.prefilling = sum.prefilling.saturating_add(figures.prefilling);
             sum.prefill_tokens = sum.prefill_tokens.saturating_add(figures.prefill_tokens);
@@ -213,5 +225,74 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
     /// The target's id in the linked epoch.
     pub(super) fn remote_of(&self, target: TargetId) -> Option<u32> {
         self.table.get(target.slot).filter(|local| local.id == target)?.remote
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(gateway: u32, version: u64, full: bool, targets: &[(u32, u32)]) -> PeerLoad {
+        let figures = |&(target, requests)| InFlight { target, requests, ..InFlight::default() };
+        PeerLoad { gateway, version, full, targets: targets.iter().map(figures).collect() }
+    }
+
+    #[test]
+    fn the_newest_figures_win_in_whatever_order_they_come() {
+        let sent = [
+            peer(1, 1, true, &[(7, 3)]),
+            peer(1, 2, false, &[(7, 4), (8, 1)]),
+            peer(2, 5, false, &[(7, 10)]),
+            peer(1, 3, false, &[(7, 0)]),
+            peer(1, 4, true, &[(9, 2)]),
+        ];
+        // Every order of arrival, by choosing each message once.
+        fn orders(left: &[PeerLoad], so_far: &mut Vec<PeerLoad>, check: &mut impl FnMut(&[PeerLoad])) {
+            if left.is_empty() {
+                return check(so_far);
+            }
+            for i in 0..left.len() {
+                let mut rest = left.to_vec();
+                so_far.push(rest.remove(i));
+                orders(&rest, so_far, check);
+                so_far.pop();
+            }
+        }
+        let mut seen = 0;
+        orders(&sent, &mut Vec::new(), &mut |order| {
+            let mut peers = Peers::default();
+            for message in order {
+                peers.gateway(message, &mut AHashSet::new());
+            }
+            assert_eq!(peers.sum(8).requests, 0, "{order:?}");
+            assert_eq!(peers.sum(7).requests, 10, "{order:?}");
+            assert_eq!(peers.sum(9).requests, 2, "{order:?}");
+            seen += 1;
+        });
+        assert_eq!(seen, 120);
+    }
+
+    #[test]
+    fn a_late_message_does_not_undo_a_full_one() {
+        let mut peers = Peers::default();
+        peers.gateway(&peer(1, 4, true, &[(9, 2)]), &mut AHashSet::new());
+        let mut touched = AHashSet::new();
+        peers.gateway(&peer(1, 2, false, &[(8, 1)]), &mut touched);
+        assert_eq!((peers.sum(8).requests, touched.len()), (0, 0));
+        peers.gateway(&peer(1, 5, false, &[(8, 6)]), &mut touched);
+        assert_eq!(peers.sum(8).requests, 6);
+        peers.end(1, &mut touched);
+        assert_eq!((peers.sum(8).requests, peers.sum(9).requests, peers.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn an_older_report_is_no_news() {
+        let mut peers = Peers::default();
+        let load = |taken_us| RankLoad { taken_us, ..RankLoad::default() };
+        assert!(peers.engine(1, load(5)));
+        assert!(!peers.engine(1, load(4)));
+        assert!(peers.engine(1, load(5)));
+        peers.forget_target(1);
+        assert!(peers.engine(1, load(4)));
     }
 }

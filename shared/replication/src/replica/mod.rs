@@ -60,6 +60,12 @@ pub use types::{Readers, ReplicaConfig, ReplicaError, ReplicaStats, ReplicaStatu
 
 /// A tick later than this after the one before means that this process was starved.
 const STALL_US: u64 = 500_000;
+/// Interval at which the use of a known path is told again.
+const TOUCH_US: u64 = 1_000_000;
+/// Known paths whose use is told at most once an interval; of more, every use is told.
+const MAX_TOUCHED: usize = 1 << 16;
+/// Overlay entries looked up in the live tree at a time.
+const CONFIRM: usize = 256;
 
 /// A link to a scheduler.
 struct Link {
@@ -126,6 +132,9 @@ pub struct Replica<S> {
     resend_due: bool,
     queue: VecDeque<Placement>,
     queue_bytes: usize,
+    /// Ends of known paths whose use the truth has been told lately.
+    touched: AHashSet<(u16, u64)>,
+    next_touch_us: u64,
     /// Targets whose recollections have not been sent.
     recollect: VecDeque<TargetId>,
     recollections: VecDeque<bytes::Bytes>,
@@ -173,6 +182,8 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
             resend_due: false,
             queue: VecDeque::new(),
             queue_bytes: 0,
+            touched: AHashSet::new(),
+            next_touch_us: now_us,
             recollect: VecDeque::new(),
             recollections: VecDeque::new(),
             peers: Peers::default(),
@@ -282,9 +293,13 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
         self.readers[self.live].lookup(path, &mut self.hits);
         if (self.hits.get(target.slot) as usize) < path.len() {
             self.overlay.add(target, path, self.now_us);
+        } else if self.touched.len() < MAX_TOUCHED
+            && !self.touched.insert((target.slot, path[path.len() - 1]))
+        {
+            return;
         }
         if let Some(remote) = remote {
-            // Sent even when it is known: the truth keeps the order of last use.
+            // Sent even when it is known, once in a while: the truth keeps the order of last use.
             self.enqueue(Placement { target: remote, path: path.to_vec(), keep: None });
         }
     }
@@ -419,6 +434,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
         self.clear_early();
         self.queue.clear();
         self.queue_bytes = 0;
+        self.touched.clear();
         self.resend.clear();
     }
 
@@ -440,8 +456,17 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
                 self.abort_loading();
             }
             if synced {
+                let (reader, hits) = (&self.readers[self.live], &mut self.hits);
+                self.overlay.confirm_by(CONFIRM, |target, path| {
+                    reader.lookup(path, hits);
+                    hits.get(target.slot) as usize >= path.len()
+                });
                 self.overlay.expire(now_us);
             }
+        }
+        if now_us >= self.next_touch_us {
+            self.next_touch_us = now_us + TOUCH_US;
+            self.touched.clear();
         }
         for tree in &mut self.trees {
             tree.collect();

@@ -100,6 +100,20 @@ impl Overlay {
         }
     }
 
+    /// Takes out what `held` says the truth has, among the oldest `limit` entries. For confirmations that do not name
+    /// the path's end: the blocks were there, only the holder was new.
+    pub(crate) fn confirm_by(&mut self, limit: usize, mut held: impl FnMut(TargetId, &[u64]) -> bool) {
+        let done: Vec<u64> = self
+            .ids()
+            .take(limit)
+            .filter(|id| self.get(*id).is_some_and(|entry| held(entry.target, &entry.path)))
+            .collect();
+        for id in done {
+            self.remove(id);
+        }
+        self.trim();
+    }
+
     /// The request of that placement failed. Whether there was such a placement.
     pub(crate) fn withdraw(&mut self, target: TargetId, path: &[u64]) -> bool {
         let id = path.last().and_then(|&end| self.ends.get(&(target.slot, end)).copied());

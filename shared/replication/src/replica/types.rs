@@ -9,7 +9,7 @@ use super::Trust;
 /// Settings of a [`Replica`].
 #[derive(Clone, Debug)]
 pub struct ReplicaConfig {
-    /// Byte budget of each of the two trees; one of them is nearly always empty.
+    /// Byte budget of each of the two trees; one of them is nearly always empty. Should be above the scheduler's.
     pub index_bytes: usize,
     /// Byte budget of unconfirmed placements.
     pub overlay_bytes: usize,
@@ -36,7 +36,7 @@ pub struct ReplicaConfig {
 impl Default for ReplicaConfig {
     fn default() -> Self {
         Self {
-            index_bytes: 768 << 20,
+            index_bytes: 1_280 << 20,
             overlay_bytes: 64 << 20,
             overlay_keep_us: 5_000_000,
             max_targets: MAX_TARGETS,

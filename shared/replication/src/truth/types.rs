@@ -59,7 +59,7 @@ impl Default for TruthConfig {
             ring_bytes: 64 << 20,
             lag_bytes: 32 << 20,
             max_targets: 3_840,
-            index_bytes: 512 << 20,
+            index_bytes: 1 << 30,
             target_share: 0.25,
             block_tokens: 64,
             linger_us: 10_000_000,
