@@ -41,7 +41,7 @@ impl Incarnation {
 }
 
 /// The finalizer of splitmix64 (Steele, Lea, Flood 2014).
-fn mix(mut x: u64) -> u64 {
+pub(crate) fn mix(mut x: u64) -> u64 {
     x ^= x >> 30;
     x = x.wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x ^= x >> 27;

@@ -169,9 +169,9 @@ impl Monitor {
         let intervals = self.settings.intervals;
         let now = Instant::now();
         let mut next = Schedule {
-            probe: now + intervals.probe,
-            scrape: now + intervals.scrape_busy,
-            models: now + intervals.models,
+            probe: now + self.settings.phase(intervals.probe),
+            scrape: now + self.settings.phase(intervals.scrape_busy),
+            models: now + self.settings.phase(intervals.models),
             pause: intervals.scrape_busy,
             silent: 0,
             failed_scrapes: 0,
@@ -187,6 +187,10 @@ impl Monitor {
                 && let Some(ended) = self.probe(&mut next).await
             {
                 return ended;
+            }
+            if next.silent > 0 {
+                // Nothing else is asked of an engine that may hang: each question would delay the verdict.
+                continue;
             }
             if next.scrape <= Instant::now()
                 && let Some(ended) = self.scrape(&description, &mut next).await

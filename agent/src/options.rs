@@ -1,6 +1,7 @@
 //! What an agent is told at its start.
 
 use crate::http::Origin;
+use crate::incarnation::mix;
 use fairlead_transport::{Identity, IdentityError};
 use fairlead_wire::msg::{EngineKind, InstanceInfo, Register, Role, ServingRole};
 use fairlead_wire::{FrameError, Stamp, encode};
@@ -200,6 +201,13 @@ impl Settings {
 }
 
 impl Settings {
+    /// Where in a period this agent begins. It follows from the name, so that many agents started together, in one
+    /// process or in one rollout, do not act in step.
+    pub fn phase(&self, period: Duration) -> Duration {
+        let hash = self.name.bytes().fold(0, |hash, byte| mix(hash ^ u64::from(byte) ^ 0x5bd1_e995));
+        period.mul_f64((hash >> 11) as f64 / (1u64 << 53) as f64)
+    }
+
     /// What is known of the instance before its engine has been asked.
     pub fn instance(&self) -> InstanceInfo {
         InstanceInfo {

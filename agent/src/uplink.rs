@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
 /// Heartbeats without a word from the scheduler after which the link counts as dead although the transport holds it.
 /// Counted in own ticks, so that a stalled agent blames nobody.
@@ -131,7 +131,9 @@ impl Uplink {
         self.stats.connected.store(true, Relaxed);
         self.set_link(Some(welcome.epoch), None);
         let mut session = Session { sender, registered: None, epoch: welcome.epoch };
-        let mut heartbeat = interval(Duration::from_millis(u64::from(welcome.heartbeat_ms.max(10))));
+        self.tell(&mut session);
+        let period = Duration::from_millis(u64::from(welcome.heartbeat_ms.max(10)));
+        let mut heartbeat = interval_at(Instant::now() + self.settings.phase(period), period);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut silence = 0;
         let mut ping = 0;
@@ -198,7 +200,7 @@ impl Uplink {
 
     /// Sends what the scheduler should know now.
     fn tell(&mut self, session: &mut Session) {
-        let (instance, report) = {
+        let (instance, mut report) = {
             let published = self.published.borrow_and_update();
             let Some(instance) = published.instance.clone() else { return };
             let report = Report {
@@ -210,18 +212,18 @@ impl Uplink {
             (instance, report)
         };
         let known = session.registered.as_ref().is_some_and(|known| Arc::ptr_eq(known, &instance));
-        if !known {
-            // A scheduler hears of an instance only when it can serve.
-            if !report.ready {
-                if session.registered.is_none() {
-                    return;
-                }
-            } else if self.send(session, &Register { instance: (*instance).clone() }) {
-                self.stats.registrations.fetch_add(1, Relaxed);
-                session.registered = Some(instance);
-                self.state.send_modify(|state| state.registered = true);
-            } else {
+        if !known && report.ready {
+            if !self.send(session, &Register { instance: (*instance).clone() }) {
                 return;
+            }
+            self.stats.registrations.fetch_add(1, Relaxed);
+            session.registered = Some(instance);
+            self.state.send_modify(|state| state.registered = true);
+        } else if !known {
+            // Ready and gone again before this was told: the scheduler knows of an earlier life, or of none.
+            match &session.registered {
+                Some(earlier) => report.incarnation = earlier.incarnation,
+                None => return,
             }
         }
         if self.send(session, &report) {
