@@ -144,10 +144,18 @@ pub struct RetryOptions {
     pub budget_share: f64,
     /// Retries per second allowed to each shard whatever the share says.
     pub budget_floor: u32,
+    /// Retries that a shard may have saved up: what the death of one engine may cost at once.
+    pub budget_burst: u32,
 }
 
 impl Default for RetryOptions {
     fn default() -> Self {
-        Self { max_retries: 2, backoff: Duration::from_millis(5), budget_share: 0.2, budget_floor: 10 }
+        Self {
+            max_retries: 2,
+            backoff: Duration::from_millis(5),
+            budget_share: 0.2,
+            budget_floor: 10,
+            budget_burst: 1000,
+        }
     }
 }

@@ -13,6 +13,9 @@ use crate::options::GatewayOptions;
 use crate::runtime::Bell;
 use crate::shard::{Gauge, PlacementNote};
 
+/// Blocks of all queued placements together: 32 MiB of hashes.
+const MAX_PLACEMENT_BLOCKS: usize = 4 << 20;
+
 /// State shared by shards and control thread. No lock is taken on a request's path.
 pub struct Shared {
     /// The fleet view: written by the control thread, read by shards.
@@ -28,6 +31,8 @@ pub struct Shared {
     pub body_bytes: Arc<Gauge>,
     /// Placements on their way to the control thread.
     placements: ArrayQueue<PlacementNote>,
+    /// Blocks in the queue: notes differ in size by four orders of magnitude.
+    placement_blocks: AtomicUsize,
     placements_dropped: AtomicU64,
     bell: Bell,
     registry: Registry,
@@ -53,6 +58,7 @@ impl Shared {
             in_flight: Gauge::new(limits.max_in_flight),
             body_bytes: Gauge::new(limits.body_budget),
             placements: ArrayQueue::new(limits.placement_queue.max(1)),
+            placement_blocks: AtomicUsize::new(0),
             placements_dropped: AtomicU64::new(0),
             bell: Bell::new()?,
             registry: Registry::new(),
@@ -68,7 +74,10 @@ impl Shared {
     /// Hands a placement to the control thread. At the bound the new one is dropped and counted: the request is
     /// served all the same, and only its prefix stays unknown.
     pub fn place(&self, note: PlacementNote) {
-        if self.placements.push(note).is_err() {
+        let blocks = note.path.len();
+        let queued = self.placement_blocks.fetch_add(blocks, Ordering::Relaxed);
+        if queued.saturating_add(blocks) > MAX_PLACEMENT_BLOCKS || self.placements.push(note).is_err() {
+            self.placement_blocks.fetch_sub(blocks, Ordering::Relaxed);
             self.placements_dropped.fetch_add(1, Ordering::Relaxed);
         }
         self.bell.ring();
@@ -76,7 +85,9 @@ impl Shared {
 
     /// The next placement, oldest first.
     pub fn next_placement(&self) -> Option<PlacementNote> {
-        self.placements.pop()
+        let note = self.placements.pop()?;
+        self.placement_blocks.fetch_sub(note.path.len(), Ordering::Relaxed);
+        Some(note)
     }
 
     /// Whether placements wait.

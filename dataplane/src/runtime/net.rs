@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener as StdListener};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockAddr, Socket as RawSocket, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket as RawSocket, TcpKeepalive, Type};
 
 use super::socket::Socket;
 use super::{ActiveDriver, sys, time};
@@ -13,8 +13,21 @@ use super::{ActiveDriver, sys, time};
 /// Connections that the kernel queues for one listener before it refuses more (the system's `somaxconn` cuts it).
 const BACKLOG: i32 = 4096;
 
+/// Finds clients whose machine vanished without a word.
+const CLIENT_KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(60))
+    .with_interval(Duration::from_secs(15))
+    .with_retries(4);
+/// Finds targets whose machine vanished while they were to answer: there is no deadline for the answer itself.
+const TARGET_KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(15))
+    .with_interval(Duration::from_secs(5))
+    .with_retries(3);
+/// How long what was sent to a target may stay unacknowledged by its kernel.
+const TARGET_UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+
 /// Binds `count` listeners to one address with `SO_REUSEPORT`, one for each shard; port 0 is resolved by the first.
-/// `TCP_NODELAY` is set on them and inherited by every accepted connection.
+/// `TCP_NODELAY` and keep-alive are set on them and inherited by every accepted connection.
 ///
 /// # Errors
 /// The address cannot be bound.
@@ -26,6 +39,7 @@ pub fn bind_shared(addr: SocketAddr, count: usize) -> io::Result<Vec<StdListener
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(true)?;
         socket.set_tcp_nodelay(true)?;
+        socket.set_tcp_keepalive(&CLIENT_KEEPALIVE)?;
         socket.set_nonblocking(true)?;
         socket.bind(&SockAddr::from(addr))?;
         socket.listen(BACKLOG)?;
@@ -83,6 +97,8 @@ impl Listener {
 pub async fn connect(addr: SocketAddr, timeout: Duration, driver: ActiveDriver) -> io::Result<Socket> {
     let raw = RawSocket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     raw.set_tcp_nodelay(true)?;
+    raw.set_tcp_keepalive(&TARGET_KEEPALIVE)?;
+    raw.set_tcp_user_timeout(Some(TARGET_UNACKNOWLEDGED))?;
     raw.set_nonblocking(true)?;
     match raw.connect(&SockAddr::from(addr)) {
         Ok(()) => {}

@@ -79,8 +79,7 @@ impl RetryBudget {
     /// A full bucket.
     pub fn new(options: &RetryOptions) -> Self {
         let floor = f64::from(options.budget_floor);
-        // Ten seconds of the floor, so that a burst of failures (one engine's death) is covered.
-        let capacity = (floor * 10.0).max(1.0);
+        let capacity = f64::from(options.budget_burst).max(1.0);
         Self {
             tokens: Cell::new(capacity),
             filled_us: Cell::new(0),
@@ -122,13 +121,10 @@ mod tests {
 
     #[test]
     fn retries_are_a_share_of_requests_above_the_floor() {
-        let options = RetryOptions { budget_share: 0.5, budget_floor: 1, ..RetryOptions::default() };
+        let options =
+            RetryOptions { budget_share: 0.5, budget_floor: 1, budget_burst: 10, ..RetryOptions::default() };
         let budget = RetryBudget::new(&options);
-        assert_eq!(
-            (0..20).filter(|_| budget.take(1)).count(),
-            10,
-            "a full bucket is ten seconds of the floor"
-        );
+        assert_eq!((0..20).filter(|_| budget.take(1)).count(), 10, "a full bucket");
         budget.request();
         assert!(!budget.take(1));
         budget.request();

@@ -82,7 +82,8 @@ impl Conn {
             }
             HeadRead::Refuse(refusal) => {
                 self.shard.metrics.ended(None, refusal.status);
-                let reply = self.reply(ErrorStyle::OpenAi, "", false);
+                let id = self.shard.request_ids.borrow_mut().next_id();
+                let reply = self.reply(ErrorStyle::OpenAi, id.as_str(), false);
                 let mut out = Vec::new();
                 reply.refuse(&refusal, &mut out);
                 self.send(out).await;
@@ -99,15 +100,13 @@ impl Conn {
         if self.buf.is_empty() {
             // A connection that waits holds no buffer.
             self.buf = BytesMut::new();
-            if self.shard.shared.is_draining() {
+            if self.shard.shared.is_draining() && self.socket.is_quiet() {
                 return HeadRead::Close;
             }
             self.guard.arm_idle(if self.served == 0 { head_time } else { idle_time });
             self.watch.readable().await;
-            if self.guard.fired() {
-                return HeadRead::Close;
-            }
         }
+        // Where a deadline or a drain has ended the wait, what had arrived by then is still read and served.
         self.guard.arm_read(head_time);
         loop {
             if !self.buf.is_empty() {
@@ -173,6 +172,8 @@ impl Conn {
             }
             intake::BodyRead::Close => return Next::Close,
         };
+        // What was read ahead moves out of the request's buffer, which is given back before the answer begins.
+        self.buf = if self.buf.is_empty() { BytesMut::new() } else { BytesMut::from(&self.buf[..]) };
         let keep_alive = self.head.keep_alive();
         let outcome = forward(
             &self.shard,

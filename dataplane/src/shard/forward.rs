@@ -269,10 +269,13 @@ impl Attempts<'_> {
 
         // From here on nothing is retried: the body's memory is given back before the first byte goes out.
         self.request.body = Bytes::new();
+        self.request.head_bytes = Bytes::new();
         self.request.held = None;
+        self.prompt.path = Arc::default();
 
         let mut out = Vec::with_capacity(READ_SMALL);
         let body = self.write_head(&answer, &head, &target, &mut out);
+        drop(head);
         let mut stream = Stream {
             reader: BodyReader::new(answer.framing()),
             body,
@@ -350,7 +353,7 @@ impl Attempts<'_> {
             },
             &mut head,
         );
-        Outgoing { head, body: request.body.clone(), to_head: false }
+        Outgoing { head, body: request.body.clone() }
     }
 
     fn write_head(

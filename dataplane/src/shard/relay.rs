@@ -190,14 +190,17 @@ impl Stream<'_> {
             if self.reader.is_done() {
                 return Ended::Complete { clean: !excess };
             }
-            if out.capacity() > READ_SMALL {
+            if self.passes() {
+                // It was for the head.
                 out = Vec::new();
             }
             if !reads.is_pending() {
                 burst.clear();
                 let wanted = if filled && burst.capacity() >= READ_SMALL { READ_LARGE } else { READ_SMALL };
-                if burst.capacity() < wanted {
+                if wanted > READ_SMALL && burst.capacity() < wanted {
                     burst = BytesMut::with_capacity(wanted);
+                } else {
+                    burst.reserve(READ_SMALL);
                 }
                 reads.start(burst);
             }

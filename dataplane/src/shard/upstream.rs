@@ -147,8 +147,6 @@ pub struct Outgoing {
     pub head: Vec<u8>,
     /// Body, shared with later attempts.
     pub body: Bytes,
-    /// The method is HEAD: the answer has no body.
-    pub to_head: bool,
 }
 
 /// How an exchange went up to the head of the answer.
@@ -218,7 +216,7 @@ where
             Ok(0) | Err(_) => return Exchanged::Failed { cause: Cause::Died, silent },
             Ok(_) => silent = false,
         }
-        match answer.parse(&buf, out.to_head, &limits) {
+        match answer.parse(&buf, false, &limits) {
             Parsed::NeedMore => {
                 let room = if buf.len() < READ_SMALL { READ_SMALL } else { limits.max_bytes };
                 buf.reserve(room.saturating_sub(buf.len()).max(1));

@@ -164,6 +164,12 @@ impl Engine {
         self.state.raw.lock().unwrap().clone()
     }
 
+    /// Throws away what was recorded.
+    pub fn forget(&self) {
+        *self.state.seen.lock().unwrap() = Vec::new();
+        *self.state.raw.lock().unwrap() = Vec::new();
+    }
+
     pub fn connections(&self) -> usize {
         self.state.connections.load(Ordering::SeqCst)
     }
@@ -205,7 +211,11 @@ fn connection(stream: TcpStream, state: Arc<State>, serve: &dyn Fn(&mut Conn, &R
     loop {
         let Some(request) = read_request(&mut conn.stream, &mut buf, &state, count) else { return };
         count += 1;
+        let mut request = request;
         state.seen.lock().unwrap().push(request.clone());
+        if request.body.len() > 1 << 24 {
+            request.body = Vec::new();
+        }
         match serve(&mut conn, &request) {
             Then::Keep => {}
             Then::Close => {
@@ -259,5 +269,6 @@ fn read_request(
         }
     }
     request.body = buf.drain(..length).collect();
+    buf.shrink_to(1 << 20);
     Some(request)
 }
