@@ -117,7 +117,8 @@ fn mix(z: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Runs a shard until it is told to drain and its connections have ended, or `deadline` (shared) has passed.
+/// Runs a shard until it is told to drain and its connections have ended; those left are ended when it is told to cut
+/// them off.
 pub(crate) async fn run(
     listener: StdListener,
     options: Arc<GatewayOptions>,
