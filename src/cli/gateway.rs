@@ -93,6 +93,7 @@ pub fn options(config: &Config) -> anyhow::Result<(GatewayOptions, ControlOption
         instances: instances(section),
         snapshot_wait: section.wait_for_snapshot,
         replica: ReplicaConfig {
+            index_bytes: section.index_bytes.bytes(),
             stale_us: micros(section.stale_after),
             blind_us: micros(section.blind_after),
             ..ReplicaConfig::default()

@@ -93,6 +93,9 @@ section! {
         /// Forward body members and headers that steer an engine (`kv_transfer_params` and the like) instead of
         /// refusing them. Only behind clients that are trusted as much as the gateway.
         allow_steering: bool = false;
+        /// Memory for the replica of the prefix index. It should be somewhat more than the scheduler's `index_bytes`:
+        /// a gateway into which the index does not fit says so and routes by load alone.
+        index_bytes: Size = Size::mib(1280) => Size::mib(1), Size::mib(1280 * 1024);
         /// Age of the scheduler's state from which load is judged by this gateway's own requests alone. What is
         /// known of prefixes stays in use.
         stale_after: Duration = secs(10) => ms(100), DAY;
@@ -110,7 +113,7 @@ section! {
         name: Option<String> = None;
         /// Where it is. Must be given.
         url: Option<HttpUrl> = None;
-        /// Models it serves. Without it: any that a client asks for.
+        /// Names of the models it serves. Must be given: without a scheduler nobody asks the engine.
         models: Vec<String> = Vec::new();
     }
 }
@@ -255,6 +258,10 @@ impl Check for Instance {
                 url,
                 "a URL without a path: the client's path is what the engine gets",
             )),
+            Some(_) if self.models.is_empty() => Err(ConfigError::Missing {
+                path: join(path, "models"),
+                allowed: "the names of the models that the instance serves".into(),
+            }),
             Some(_) => Ok(()),
         }
     }

@@ -33,7 +33,7 @@ gateway:
   policy: round-robin
   instances:
     - {name: a, url: "http://10.0.0.1:8000", models: [m1, m2]}
-    - url: http://engine-b
+    - {url: http://engine-b, models: [m1]}
   max_body: 1MiB
   max_head: 8192
   retry_count: 0
@@ -110,13 +110,14 @@ fn refusals_name_key_value_and_what_is_allowed() {
         ("gateway: {blind_after: 1s}", &["gateway.blind_after", "1s", "stale_after", "10s"]),
         ("gateway: {instances: {url: x}}", &["gateway.instances", "list"]),
         ("gateway: {instances: [{name: a}]}", &["gateway.instances[0].url", "missing", "http://"]),
+        ("gateway: {instances: [{url: 'http://a'}]}", &["gateway.instances[0].models", "missing", "names"]),
         ("gateway: {instances: [{url: 'https://a'}]}", &["gateway.instances[0].url", "https://a", "http://"]),
         (
             "gateway: {instances: [{url: 'http://a/v1'}]}",
             &["gateway.instances[0].url", "http://a:80/v1", "path"],
         ),
         (
-            "gateway: {instances: [{url: 'http://a'}, {url: 'http://a:80'}]}",
+            "gateway: {instances: [{url: 'http://a', models: [m]}, {url: 'http://a:80', models: [m]}]}",
             &["gateway.instances", "a:80", "twice"],
         ),
         ("gateway: {scheduler: 'a'}", &["gateway.scheduler", "\"a\"", "HOST:PORT"]),
