@@ -2,31 +2,13 @@
 
 use crate::metrics::expected;
 use crate::state::{AgentState, ENGINE_LABELS, Stats};
-use bytes::Bytes;
+use fairlead_telemetry::admin::{Page, serve_pages};
 use fairlead_wire::msg::EngineKind;
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
-use hyper::server::conn::http1::Builder;
-use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use std::convert::Infallible;
 use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
-
-/// Connections at once; further ones wait in the kernel's queue.
-const CONNECTIONS: usize = 32;
-/// Longest life of a connection: a scraper that holds one for ever would take one of the few places.
-const LIFE: Duration = Duration::from_secs(300);
-/// Time for a request's head.
-const HEAD: Duration = Duration::from_secs(10);
+use tokio::sync::watch;
 
 #[derive(Clone)]
 pub(crate) struct Admin {
@@ -37,60 +19,31 @@ pub(crate) struct Admin {
 impl Admin {
     /// Serves for ever.
     pub async fn run(self, listener: TcpListener) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
-        // Dropped with this future, and its connections with it.
-        let mut connections = JoinSet::new();
-        loop {
-            let Ok(place) = places.clone().acquire_owned().await else { return };
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    // Out of descriptors, most likely: they come back.
-                    tracing::warn!("admin listener: {error}");
-                    sleep(Duration::from_millis(100)).await;
-                    continue;
-                }
-            };
-            while connections.try_join_next().is_some() {}
-            let admin = self.clone();
-            connections.spawn(async move {
-                let service = service_fn(move |request| {
-                    let answer = admin.answer(&request);
-                    async move { Ok::<_, Infallible>(answer) }
-                });
-                let serve = Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(HEAD)
-                    .max_buf_size(16 * 1024)
-                    .serve_connection(TokioIo::new(stream), service);
-                // A client that breaks off is its own business.
-                let _ = timeout(LIFE, serve).await;
-                drop(place);
-            });
-        }
+        serve_pages(listener, "/metrics /healthz /readyz", move |path| {
+            let page = self.answer(&path);
+            async move { page }
+        })
+        .await;
     }
 
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        if request.method() != Method::GET && request.method() != Method::HEAD {
-            return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".into());
-        }
-        match request.uri().path() {
-            "/metrics" => text(StatusCode::OK, self.page()),
-            "/healthz" => text(StatusCode::OK, "ok\n".into()),
+    fn answer(&self, path: &str) -> Option<Page> {
+        match path {
+            "/metrics" => Some(Page {
+                status: 200,
+                content_type: "text/plain; version=0.0.4; charset=utf-8",
+                body: self.page(),
+            }),
+            "/healthz" => Some(Page::text(200, "ok\n")),
             "/readyz" => {
                 let state = self.state.borrow();
-                match (state.registered, &state.reason, &state.link_error) {
-                    (true, None, _) => text(StatusCode::OK, "ok\n".into()),
-                    (_, Some(why), _) => text(StatusCode::SERVICE_UNAVAILABLE, format!("engine: {why}\n")),
-                    (_, None, Some(why)) => {
-                        text(StatusCode::SERVICE_UNAVAILABLE, format!("scheduler: {why}\n"))
-                    }
-                    (false, None, None) => {
-                        text(StatusCode::SERVICE_UNAVAILABLE, "not registered yet\n".into())
-                    }
-                }
+                Some(match (state.registered, &state.reason, &state.link_error) {
+                    (true, None, _) => Page::text(200, "ok\n"),
+                    (_, Some(why), _) => Page::text(503, format!("engine: {why}\n")),
+                    (_, None, Some(why)) => Page::text(503, format!("scheduler: {why}\n")),
+                    (false, None, None) => Page::text(503, "not registered yet\n"),
+                })
             }
-            _ => text(StatusCode::NOT_FOUND, "here are /metrics, /healthz and /readyz\n".into()),
+            _ => None,
         }
     }
 
@@ -152,13 +105,4 @@ impl Admin {
         }
         page
     }
-}
-
-fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
-    *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
-    response
 }
