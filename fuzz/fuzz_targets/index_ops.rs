@@ -75,7 +75,8 @@ fuzz_target!(|data: &[u8]| {
                         IndexOp::Remove { target: target.pack(), run, from, len }
                     }
                     _ => {
-                        let (anchor, skip, blocks) = (u64::from(bytes.number()), bytes.number(), bytes.path());
+                        let (anchor, skip, blocks) =
+                            (u64::from(bytes.number()), bytes.number(), bytes.path());
                         IndexOp::Place { target: target.pack(), anchor, skip, blocks }
                     }
                 };
@@ -87,7 +88,8 @@ fuzz_target!(|data: &[u8]| {
                     depth: bytes.number(),
                     missing: vec![(bytes.number(), bytes.number())],
                 };
-                let run = Run { parent: u64::from(bytes.number()), blocks: bytes.path(), holders: vec![holder] };
+                let run =
+                    Run { parent: u64::from(bytes.number()), blocks: bytes.path(), holders: vec![holder] };
                 let _ = hostile.restore_run(&run);
                 let _ = hostile.apply(&IndexOp::Evict { run: u64::from(bytes.number()) });
                 reader.lookup(&bytes.path(), &mut hits);
