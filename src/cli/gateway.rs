@@ -138,6 +138,7 @@ pub fn options(config: &Config) -> anyhow::Result<(GatewayOptions, ControlOption
             backoff: section.retry.backoff,
             budget_share: section.retry.budget,
             budget_floor: section.retry.budget_floor,
+            ..RetryOptions::default()
         },
         ..GatewayOptions::default()
     };
