@@ -105,6 +105,15 @@ impl BodyReader {
         }
     }
 
+    /// Bytes of payload that the sender has announced and not sent yet; those of the current chunk in a chunked body.
+    pub fn announced(&self) -> u64 {
+        match &self.state {
+            State::Length(left) => *left,
+            State::Chunked(decoder) => decoder.announced(),
+            State::Done | State::UntilClose => 0,
+        }
+    }
+
     /// Passes over bytes that are relayed raw: how many of them belong to the body (payload and framing).
     pub fn track(&mut self, buf: &[u8]) -> Result<usize, BodyError> {
         let mut pos = 0;

@@ -72,6 +72,11 @@ impl ChunkedDecoder {
         self.state == State::Size && self.digits == 0
     }
 
+    /// Data bytes of the current chunk that have not come yet.
+    pub fn announced(&self) -> u64 {
+        if self.state == State::Data { self.remaining } else { 0 }
+    }
+
     /// Looks at the next bytes; returns at the first stretch of payload, at the end of the body, or when all bytes are
     /// consumed.
     pub fn step(&mut self, buf: &[u8]) -> Result<Step, BodyError> {

@@ -361,6 +361,8 @@ fn reject(error: httparse::Error, head: &[u8]) -> Reject {
 /// Whether the request line ends in a version of HTTP that is well-formed, so that 505 is the honest answer.
 fn names_other_version(head: &[u8]) -> bool {
     let line = head.split(|b| matches!(b, b'\r' | b'\n')).next().unwrap_or(head);
-    let last = line.rsplit(|b| *b == b' ').next().unwrap_or(line);
-    matches!(last, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor] if major.is_ascii_digit() && minor.is_ascii_digit())
+    let mut words = line.split(|b| *b == b' ').skip(2);
+    let version = words.next().unwrap_or_default();
+    words.next().is_none()
+        && matches!(version, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor] if major.is_ascii_digit() && minor.is_ascii_digit())
 }

@@ -30,9 +30,16 @@ const TARGET_UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 /// `TCP_NODELAY` and keep-alive are set on them and inherited by every accepted connection.
 ///
 /// # Errors
-/// The address cannot be bound.
+/// The address cannot be bound, or somebody listens there already.
 pub fn bind_shared(addr: SocketAddr, count: usize) -> io::Result<Vec<StdListener>> {
     let mut addr = addr;
+    if addr.port() != 0 {
+        // A port is shared among the shards of one process. With another process that shares its own, each would get
+        // half of the connections; a bind without the option finds that out.
+        let alone = RawSocket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+        alone.set_reuse_address(true)?;
+        alone.bind(&SockAddr::from(addr))?;
+    }
     let mut listeners = Vec::with_capacity(count);
     for _ in 0..count {
         let socket = RawSocket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
@@ -85,6 +92,14 @@ impl Listener {
             Some(stream) => Socket::from_std(stream).map(Some),
             None => Ok(None),
         }
+    }
+}
+
+impl Drop for Listener {
+    /// Ends listening at once. On io_uring the descriptor itself is closed by an operation that nobody may be left to
+    /// complete; until the process's end the kernel would go on taking connections that are never served.
+    fn drop(&mut self) {
+        sys::shutdown(self.inner.as_raw_fd(), sys::Direction::Read);
     }
 }
 

@@ -154,6 +154,11 @@ impl Socket {
         sys::is_quiet(self.fd)
     }
 
+    /// Whether bytes have arrived that nobody has read.
+    pub fn has_unread(&self) -> bool {
+        sys::has_unread(self.fd)
+    }
+
     /// Ends directions; pending operations in them complete by themselves.
     pub fn shutdown(&self, direction: Direction) {
         sys::shutdown(self.fd, direction);

@@ -43,6 +43,14 @@ pub fn is_quiet(fd: RawFd) -> bool {
     ready == 0
 }
 
+/// Whether bytes have arrived that nobody has read.
+pub fn has_unread(fd: RawFd) -> bool {
+    let mut byte = 0u8;
+    // SAFETY: pointer and length describe one valid byte; a peek takes nothing away.
+    let count = unsafe { libc::recv(fd, (&raw mut byte).cast(), 1, libc::MSG_PEEK | libc::MSG_DONTWAIT) };
+    count > 0
+}
+
 /// Which directions [`shutdown`] ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {

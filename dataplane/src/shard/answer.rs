@@ -1,5 +1,7 @@
 //! Answers that the gateway gives itself.
 
+use std::borrow::Cow;
+
 use fairlead_openai::{Api, ErrorInfo, ErrorStyle, error_body, error_event};
 use http::StatusCode;
 
@@ -63,6 +65,18 @@ impl From<Reject> for Refusal {
     fn from(reject: Reject) -> Self {
         Self::new(reject.status.as_u16(), reject.message)
     }
+}
+
+/// Longest part of a client's own text that an error repeats, bytes.
+const SHOWN: usize = 200;
+
+/// A name or path as an error shows it: whole, or its beginning.
+pub fn shown(text: &str) -> Cow<'_, str> {
+    if text.len() <= SHOWN {
+        return Cow::Borrowed(text);
+    }
+    let end = (0..=SHOWN).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+    Cow::Owned(format!("{}...", text.get(..end).unwrap_or("")))
 }
 
 /// What every answer of the gateway needs to know of the request.

@@ -188,6 +188,7 @@ impl Conn {
                 began_us,
                 read_us: now_us(),
                 keep_alive,
+                read_ahead: !self.buf.is_empty(),
             },
         )
         .await;
@@ -238,7 +239,9 @@ impl Conn {
     }
 
     fn reply<'a>(&self, style: ErrorStyle, request_id: &'a str, may_keep: bool) -> Reply<'a> {
-        let ended = self.watch.half_closed() || self.guard.fired() || self.shard.shared.is_draining();
+        let ended = (self.buf.is_empty() && self.watch.input_ended())
+            || self.guard.fired()
+            || self.shard.shared.is_draining();
         Reply {
             version: self.head.version(),
             head_only: *self.head.method() == http::Method::HEAD,

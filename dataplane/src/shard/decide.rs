@@ -8,7 +8,7 @@ use fairlead_routing::{NoPlan, Plan, PlanRequest, Scratch, TargetEntry, plan};
 use fairlead_tokens::BlockHasher;
 use fairlead_wire::TargetId;
 
-use super::answer::Refusal;
+use super::answer::{Refusal, shown};
 use crate::options::GatewayOptions;
 use crate::runtime::now_us;
 use crate::shared::Shared;
@@ -122,7 +122,7 @@ pub fn pick(
 
 /// The answer for a model that nobody serves.
 pub fn unknown_model(name: &str, models: &[Arc<str>]) -> Refusal {
-    Refusal::new(404, format!("The model `{name}` does not exist. {}", existing(models)))
+    Refusal::new(404, format!("The model `{}` does not exist. {}", shown(name), existing(models)))
         .code("model_not_found")
         .param("model")
 }

@@ -44,6 +44,8 @@ pub struct Incoming<'a> {
     pub read_us: u64,
     /// Whether the client's connection may be kept.
     pub keep_alive: bool,
+    /// Whether bytes of a further request were read already.
+    pub read_ahead: bool,
 }
 
 /// The client's end.
@@ -366,8 +368,9 @@ impl Attempts<'_> {
         let add = [("x-fairlead-instance", &*target.name), ("x-request-id", self.request.request_id)];
         // An engine that echoes the id has said it already.
         let add = if answer.header(head, "x-request-id").is_some() { &add[..1] } else { &add[..] };
-        let keep_alive =
-            self.request.keep_alive && !self.client.watch.half_closed() && !self.shard.shared.is_draining();
+        let keep_alive = self.request.keep_alive
+            && (self.request.read_ahead || !self.client.watch.input_ended())
+            && !self.shard.shared.is_draining();
         let body = answer.write_client(
             head,
             &ClientHead { version: self.request.head.version(), keep_alive, add },

@@ -81,8 +81,7 @@ async fn tell_to_continue(conn: &mut Conn, expects: bool) -> bool {
 async fn plain(conn: &mut Conn, length: usize, expects: bool) -> BodyRead {
     let mut held = None;
     if length > UNCOUNTED {
-        let first = length.min(EAGER);
-        match conn.shard.shared.body_bytes.take(first) {
+        match conn.shard.shared.body_bytes.take(UNCOUNTED) {
             Some(share) => held = Some(share),
             None => return BodyRead::Refuse(over_budget()),
         }
@@ -95,19 +94,29 @@ async fn plain(conn: &mut Conn, length: usize, expects: bool) -> BodyRead {
         let have = conn.buf.len();
         if conn.buf.capacity() == have {
             let target = if length <= EAGER { length } else { (have * 2).clamp(EAGER, length) };
-            if let Some(share) = &mut held
-                && target > share.amount()
-                && !share.grow(target - share.amount())
-            {
-                return BodyRead::Refuse(over_budget());
-            }
             conn.buf.reserve(target - have);
+        }
+        // Counted is what has come, with room for the next bytes: whoever only announces a body keeps nobody out.
+        // (Room that was made and not written to is no memory yet.)
+        let counted = (have + PIECE).min(length);
+        if let Some(share) = &mut held
+            && have > 0
+            && counted > share.amount()
+            && !share.grow(counted - share.amount())
+        {
+            return BodyRead::Refuse(over_budget());
         }
         match fill(conn, &pace, have as u64).await {
             Filled::Some => {}
             Filled::Late => return BodyRead::Refuse(too_slow()),
             Filled::End => return BodyRead::Close,
         }
+    }
+    if let Some(share) = &mut held
+        && length > share.amount()
+        && !share.grow(length - share.amount())
+    {
+        return BodyRead::Refuse(over_budget());
     }
     conn.guard.clear();
     BodyRead::Complete { body: conn.take_bytes(length), held }
@@ -130,7 +139,7 @@ async fn chunked(conn: &mut Conn, expects: bool) -> BodyRead {
             };
             let piece = conn.buf.get(step.payload).unwrap_or(&[]);
             let total = body.len() + piece.len();
-            if total > max {
+            if (total as u64).saturating_add(reader.announced()) > max as u64 {
                 return BodyRead::Refuse(too_large(max));
             }
             if total > UNCOUNTED && total > body.capacity() {

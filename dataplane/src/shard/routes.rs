@@ -6,7 +6,7 @@ use fairlead_openai::{Api, ErrorStyle, ModelCard, model_body, models_body};
 use fairlead_routing::{ModelEntry, TargetTable};
 use http::{Method, StatusCode};
 
-use super::answer::{Refusal, Reply};
+use super::answer::{Refusal, Reply, shown};
 use super::decide::unknown_model;
 use crate::shared::Shared;
 
@@ -42,14 +42,25 @@ pub fn classify(method: &Method, path: Option<&str>) -> Route {
         return if *method == Method::GET || *method == Method::HEAD {
             route
         } else {
-            Route::Refuse(Refusal::new(405, format!("{path} takes GET and HEAD only")).allow("GET, HEAD"))
+            Route::Refuse(
+                Refusal::new(405, format!("{} takes GET and HEAD only", shown(path))).allow("GET, HEAD"),
+            )
         };
     }
-    match Api::from_path(path) {
+    match Api::from_path(path).filter(|api| *api != Api::Other || !climbs(path)) {
         Some(api) if *method == Method::POST => Route::Forward(api),
-        Some(_) => Route::Refuse(Refusal::new(405, format!("{path} takes POST only")).allow("POST")),
-        None => Route::Refuse(Refusal::new(404, format!("there is no route {path}")).code("not_found")),
+        Some(_) => Route::Refuse(Refusal::new(405, format!("{} takes POST only", shown(path))).allow("POST")),
+        None => {
+            Route::Refuse(Refusal::new(404, format!("there is no route {}", shown(path))).code("not_found"))
+        }
     }
+}
+
+/// Whether a server that resolves `.` and `..` could read the path as another one: below `/v1/` lie prompts, outside
+/// of it an engine's administration. Backslashes, `;` and encoded forms count, because some servers take them so.
+fn climbs(path: &str) -> bool {
+    let path = decode(path);
+    path.split(['/', '\\']).any(|segment| matches!(segment.split(';').next(), Some("." | "..")))
 }
 
 /// Shape of errors on a path.
@@ -153,6 +164,11 @@ mod tests {
             (Method::GET, "/healthz", 2),
             (Method::GET, "/readyz", 2),
             (Method::POST, "/elsewhere", 404),
+            (Method::POST, "/v1/a.b/..c", 1),
+            (Method::POST, "/v1/../metrics", 404),
+            (Method::POST, "/v1/a/%2E%2e%2fmetrics", 404),
+            (Method::POST, "/v1/..;x/metrics", 404),
+            (Method::POST, "/v1/.", 404),
             (Method::GET, "/", 404),
         ];
         for (method, path, want) in table {

@@ -83,9 +83,10 @@ impl Watch {
         let _ = std::future::poll_fn(|cx| wait.as_mut().poll(cx)).await;
     }
 
-    /// Whether the client has sent its last byte; the connection ends with this answer.
-    pub fn half_closed(&self) -> bool {
-        self.half_closed
+    /// Whether the client has closed its sending side and nothing that it sent before waits to be read: no further
+    /// request can come from the socket.
+    pub fn input_ended(&self) -> bool {
+        self.half_closed && !self.socket.has_unread()
     }
 
     /// Whether the client was seen to be gone.

@@ -109,6 +109,26 @@ fn the_end_of_the_connection_ends_some_bodies_only() {
 }
 
 #[test]
+fn announced_is_what_a_chunk_still_owes() {
+    for (bytes, announced) in [
+        (&b"1"[..], 0),
+        (b"10;a", 0),
+        (b"10\r\n", 16),
+        (b"10\r\nabc", 13),
+        (b"3\r\nabc", 0),
+        (b"3\r\nabc\r\n0\r\n", 0),
+        (b"FFFFFFFFFFFFFFFF\r\n", u64::MAX),
+    ] {
+        let mut reader = BodyReader::new(Framing::Chunked);
+        reader.track(bytes).unwrap();
+        assert_eq!(reader.announced(), announced, "{bytes:?}");
+    }
+    let mut reader = BodyReader::new(Framing::Length(5));
+    reader.track(b"abc").unwrap();
+    assert_eq!(reader.announced(), 2);
+}
+
+#[test]
 fn chunks_are_written() {
     let mut out = Vec::new();
     for data in [&b""[..], b"abc", &[b'x'; 31]] {

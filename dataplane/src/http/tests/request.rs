@@ -116,6 +116,7 @@ fn start_lines_are_checked() {
         ("chunked in 1.0", b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
         ("expectation in 1.0 ignored", b"POST / HTTP/1.0\r\nExpect: x\r\n\r\n", 200),
         ("HTTP/2.0", b"GET / HTTP/2.0\r\nHost: a\r\n\r\n", 505),
+        ("space in the path", b"GET /a /b HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         ("HTTP/1.2", b"GET / HTTP/1.2\r\nHost: a\r\n\r\n", 505),
         ("HTTP/2 preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
         ("lower-case protocol", b"GET / http/1.1\r\nHost: a\r\n\r\n", 400),
