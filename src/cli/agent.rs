@@ -8,9 +8,9 @@ use anyhow::{Context as _, anyhow};
 use clap::Args;
 use fairlead_agent::{Agent, AgentOptions};
 use fairlead_config::Config;
-use fairlead_transport::Identity;
+use fairlead_wire::msg::Role;
 
-use super::{out, signals};
+use super::{identity, out, signals};
 
 /// Runs beside an engine: waits until it is ready, registers it with the scheduler, watches its health and metrics,
 /// and reports them. Everything may also stand in a file's `agent:` section; what is given here wins.
@@ -73,7 +73,7 @@ fn options(args: AgentArgs) -> anyhow::Result<AgentOptions> {
         .identity
         .or_else(|| config.agent_identity().cloned())
         .ok_or_else(|| missing("identity", "--identity"))?;
-    let identity = Identity::load(&dir).context("the agent's identity")?;
+    let identity = identity::load("the agent's identity", &dir, Role::Agent)?;
     let mut options = AgentOptions::new(engine, scheduler, identity);
     options.name = args.name.or_else(|| section.name.clone());
     options.advertise = args.advertise.or_else(|| section.advertise.as_ref().map(|a| a.as_str().to_owned()));

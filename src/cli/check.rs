@@ -6,8 +6,10 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Args;
 use fairlead_config::Config;
+use fairlead_transport::Identity;
+use fairlead_wire::msg::Role;
 
-use super::out;
+use super::{gateway, identity, out};
 
 /// Reads a configuration file as the processes would and says what is wrong with it, or what it means.
 #[derive(Args)]
@@ -19,6 +21,28 @@ pub struct CheckArgs {
 
 pub fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     let config = Config::load(&args.config).with_context(|| args.config.display().to_string())?;
+    // One folder for all sections is an identity of one role: that of the process which reads the file.
+    let common = config.identity.as_ref();
+    if common.is_none() {
+        // What only its start would find out.
+        gateway::options(&config)?;
+    }
+    let roles = [
+        ("gateway", config.gateway_identity(), Role::Gateway),
+        ("scheduler", config.scheduler_identity(), Role::Scheduler),
+        ("agent", config.agent_identity(), Role::Agent),
+    ];
+    let mut identities = Vec::new();
+    for (name, dir, role) in roles {
+        let Some(dir) = dir else { continue };
+        let key = format!("{name}.identity");
+        let identity = if common == Some(dir) {
+            Identity::load(dir).context(key)?
+        } else {
+            identity::load(&key, dir, role)?
+        };
+        identities.push((name, identity, dir));
+    }
     let gateway = &config.gateway;
     let or_none = |text: Option<String>| text.unwrap_or_else(|| "none".into());
     out::line(format_args!("{}: ok", args.config.display()));
@@ -41,18 +65,8 @@ pub fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
         or_none(config.agent.engine.as_ref().map(|e| e.to_string())),
         or_none(config.agent.scheduler.as_ref().map(|a| a.as_str().to_owned()))
     ));
-    for (role, dir) in [
-        ("gateway", config.gateway_identity()),
-        ("scheduler", config.scheduler_identity()),
-        ("agent", config.agent_identity()),
-    ] {
-        let Some(dir) = dir else { continue };
-        match fairlead_transport::Identity::load(dir) {
-            Ok(identity) => {
-                out::line(format_args!("identity:  {role}: {} ({})", identity.peer(), dir.display()))
-            }
-            Err(error) => return Err(anyhow::Error::new(error).context(format!("{role}.identity"))),
-        }
+    for (name, identity, dir) in identities {
+        out::line(format_args!("identity:  {name}: {} ({})", identity.peer(), dir.display()));
     }
     Ok(ExitCode::SUCCESS)
 }

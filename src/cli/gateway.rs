@@ -13,9 +13,10 @@ use fairlead_dataplane::{
     start_controlled,
 };
 use fairlead_replication::ReplicaConfig;
-use fairlead_transport::{ANY_NAME, Identity, LinkOptions};
+use fairlead_transport::{ANY_NAME, LinkOptions};
+use fairlead_wire::msg::Role;
 
-use super::{out, signals};
+use super::{identity, out, signals};
 
 /// How long requests in flight may take to end after the first signal; a second signal ends them at once.
 pub const DRAIN: Duration = Duration::from_secs(60);
@@ -77,7 +78,7 @@ pub fn options(config: &Config) -> anyhow::Result<(GatewayOptions, ControlOption
             "gateway.identity: needed with gateway.scheduler: the folder that `fairlead certs` has made for gateways"
         ),
         (Some(address), Some(dir)) => {
-            Some((address.as_str().to_owned(), Identity::load(dir).context("gateway.identity")?))
+            Some((address.as_str().to_owned(), identity::load("gateway.identity", dir, Role::Gateway)?))
         }
     };
     let seed = identity.as_ref().map_or(0, |(_, identity)| identity.cluster_seed());

@@ -13,6 +13,7 @@ use super::{out, signals};
 /// Closed loop: --concurrency 64 --duration 30. Open loop: --rate 200 --duration 30. Conversations with think time:
 /// --conversations 200 --turns 6 --think 5 --rate 20.
 #[derive(Args)]
+#[group(skip)]
 pub struct LoadArgs {
     #[command(flatten)]
     load: load::LoadArgs,

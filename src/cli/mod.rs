@@ -4,6 +4,7 @@ mod agent;
 mod certs;
 mod check;
 mod gateway;
+mod identity;
 mod load;
 mod out;
 mod scheduler;
@@ -82,5 +83,16 @@ pub fn run() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => out::fail(&error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    /// What clap finds wrong in a build with debug assertions only.
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
     }
 }

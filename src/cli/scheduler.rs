@@ -7,9 +7,9 @@ use anyhow::Context as _;
 use clap::Args;
 use fairlead_config::Config;
 use fairlead_scheduler::{Scheduler, SchedulerOptions};
-use fairlead_transport::Identity;
+use fairlead_wire::msg::Role;
 
-use super::{out, signals};
+use super::{identity, out, signals};
 
 /// The one place that sums up the fleet. Agents and gateways connect to it over QUIC; it keeps no file and may be
 /// restarted at any time: gateways serve on and tell it what they know.
@@ -39,7 +39,7 @@ fn options(config: &Config) -> anyhow::Result<SchedulerOptions> {
     let dir = config
         .scheduler_identity()
         .context("scheduler.identity: needed: the folder that `fairlead certs` has made for the scheduler")?;
-    let identity = Identity::load(dir).context("scheduler.identity")?;
+    let identity = identity::load("scheduler.identity", dir, Role::Scheduler)?;
     let mut options = SchedulerOptions::new(section.listen, identity);
     options.admin = section.admin;
     options.index_bytes = section.index_bytes.bytes();

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use clap::Args;
+use clap::{ArgGroup, Args};
 use fairlead_agent::{Agent, AgentOptions};
 use fairlead_config::Config;
 use fairlead_dataplane::runtime::Driver;
@@ -28,9 +28,10 @@ const LISTED: usize = 8;
 /// Gateway, scheduler and an agent for each engine in one process, linked as they would be on separate machines. For a
 /// single host, for trying out, and for development.
 #[derive(Args)]
+#[command(group = ArgGroup::new("engines").required(true).multiple(true).args(["engine", "sim"]))]
 pub struct UpArgs {
     /// An engine that runs, for example http://127.0.0.1:8000; repeatable
-    #[arg(long, value_name = "URL", required_unless_present = "sim")]
+    #[arg(long, value_name = "URL")]
     engine: Vec<String>,
     #[command(flatten)]
     sim: UpSimArgs,
@@ -65,7 +66,7 @@ pub fn run(args: UpArgs) -> anyhow::Result<ExitCode> {
     options.policy = args.policy;
 
     let runtime = signals::runtime(2)?;
-    runtime.block_on(async move {
+    let outcome = runtime.block_on(async move {
         let mut stop = signals::Stop::listen()?;
         let parts = Parts::start(&args).await?;
         let up = tokio::select! {
@@ -88,7 +89,10 @@ pub fn run(args: UpArgs) -> anyhow::Result<ExitCode> {
         };
         parts.stop().await;
         Ok(code)
-    })
+    });
+    // A gateway that is still starting is not waited for.
+    runtime.shutdown_background();
+    outcome
 }
 
 /// Everything but the gateway.
