@@ -468,6 +468,61 @@ fn reports_that_do_not_fit_are_ignored() {
 }
 
 #[test]
+fn figures_that_are_no_longer_reported_are_unknown() {
+    let mut desk = Desk::new(truth_config());
+    let rank = |rank, running| RankLoad { rank, running: Some(running), taken_us: 7, ..RankLoad::default() };
+    let report = |ready, ranks| Report { incarnation: 1, ready, reason: None, ranks };
+    let running = |desk: &Desk| {
+        desk.truth.targets().iter().map(|view| view.load.map(|load| load.running)).collect::<Vec<_>>()
+    };
+    desk.hello(1, Role::Agent, "a", 1);
+    desk.register(1, instance("a", 2));
+    desk.hello(2, Role::Gateway, "g", 1);
+    desk.says(1, report(true, Vec::new()));
+    assert_eq!(running(&desk), [None, None], "nothing was ever known");
+    desk.says(1, report(true, vec![rank(0, 5), rank(1, 6)]));
+    desk.says(1, report(true, vec![rank(1, 7)]));
+    assert_eq!(running(&desk), [Some(None), Some(Some(7))]);
+    desk.pass(20 * MS, &[1, 2]);
+    desk.sent.clear();
+    desk.says(1, report(true, Vec::new()));
+    desk.pass(20 * MS, &[1, 2]);
+    assert_eq!(running(&desk), [Some(None), Some(None)]);
+    let told = |desk: &Desk| {
+        let engines = desk.sent.iter().filter_map(|(_, message)| match message {
+            Message::LoadUpdate(update) => Some(update.engines.iter().map(|e| e.load.running)),
+            _ => None,
+        });
+        engines.flatten().collect::<Vec<_>>()
+    };
+    assert_eq!(told(&desk), [None], "only what has changed is told, and once");
+    desk.says(1, report(true, Vec::new()));
+    desk.pass(20 * MS, &[1, 2]);
+    assert_eq!(told(&desk), [None]);
+}
+
+#[test]
+fn a_lane_without_room_is_not_waited_for_by_the_clock() {
+    let mut desk = Desk::new(truth_config());
+    desk.hello(1, Role::Agent, "a", 1);
+    desk.register(1, instance("a", 1));
+    desk.hello(2, Role::Gateway, "g", 1);
+    desk.pass(20 * MS, &[1, 2]);
+    let rank = RankLoad { running: Some(1), taken_us: 7, ..RankLoad::default() };
+    let report = Report { incarnation: 1, ready: true, reason: None, ranks: vec![rank] };
+    desk.truth.message(SessionId(1), report.into(), desk.now);
+    assert!(desk.truth.next_deadline() <= desk.now + truth_config().flush_us, "due with others soon");
+    for _ in 0..3 {
+        desk.now += MS;
+        desk.truth.tick(desk.now);
+        desk.truth.flush(desk.now);
+        assert!(desk.truth.poll(|_, lane| lane != Lane::Load).is_none());
+        assert!(desk.truth.next_deadline() > desk.now, "only room can help");
+    }
+    assert!(matches!(desk.truth.poll(|_, _| true), Some(Output::Send { lane: Lane::Load, .. })));
+}
+
+#[test]
 fn a_gateway_that_does_not_read_costs_bounded_memory_and_gets_a_snapshot() {
     let mut desk = Desk::new(truth_config());
     desk.hello(1, Role::Agent, "a", 1);

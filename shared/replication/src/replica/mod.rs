@@ -379,6 +379,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
             age_us: self.now_us.saturating_sub(self.last_heard_us),
             connected: self.link.is_some(),
             synced: self.synced(),
+            settled: self.settled,
             provisional: self.base,
             loading: self.loading.is_some(),
             index_off: self.index_off,

@@ -22,6 +22,8 @@ pub(crate) struct Entry {
     pub(crate) target: TargetId,
     pub(crate) path: Box<[u64]>,
     expires_us: u64,
+    /// `expires_us` when it was put where it is in the order.
+    placed_us: u64,
 }
 
 pub(crate) struct Overlay {
@@ -81,7 +83,8 @@ impl Overlay {
         self.ends.insert((target.slot, end), id);
         self.order.push_back(id);
         self.bytes += size;
-        self.entries.insert(id, Entry { target, path: path.into(), expires_us: now_us + self.keep_us });
+        let expires_us = now_us + self.keep_us;
+        self.entries.insert(id, Entry { target, path: path.into(), expires_us, placed_us: expires_us });
         for id in shorter {
             self.remove(id);
         }
@@ -124,8 +127,13 @@ impl Overlay {
     pub(crate) fn expire(&mut self, now_us: u64) {
         self.trim();
         while let Some(id) = self.order.front().copied() {
-            // A renewed entry holds up those behind it, by at most one period.
-            match self.entries.get(&id) {
+            match self.entries.get_mut(&id) {
+                // Renewed since it was put here: it goes to the back, lest one that is renewed again and again hold up
+                // all behind it.
+                Some(entry) if entry.expires_us > entry.placed_us => {
+                    entry.placed_us = entry.expires_us;
+                    self.order.rotate_left(1);
+                }
                 Some(entry) if entry.expires_us > now_us => break,
                 Some(_) => {
                     self.remove(id);
@@ -259,6 +267,24 @@ mod tests {
         assert_eq!(depth(&reader, A, &[1, 2, 3, 4]), 4);
         overlay.expire(6_000);
         assert_eq!((depth(&reader, A, &[1, 2, 3, 4]), overlay.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn an_entry_that_is_renewed_for_ever_holds_up_no_other() {
+        let (mut overlay, reader) = overlay(1 << 20);
+        overlay.add(A, &[1], 0);
+        overlay.add(A, &[2], 100);
+        for now in (1_000..20_000).step_by(1_000) {
+            overlay.add(A, &[1], now);
+            overlay.expire(now);
+        }
+        assert_eq!(overlay.len(), 1);
+        assert_eq!((depth(&reader, A, &[1]), depth(&reader, A, &[2])), (1, 0));
+        overlay.renew(30_000);
+        overlay.expire(34_000);
+        assert_eq!((overlay.len(), overlay.order.len()), (1, 1));
+        overlay.expire(35_500);
+        assert_eq!((overlay.len(), overlay.order.len()), (0, 0));
     }
 
     #[test]

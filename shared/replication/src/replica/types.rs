@@ -116,6 +116,8 @@ pub struct ReplicaStatus {
     pub connected: bool,
     /// Whether the live tree follows the linked scheduler.
     pub synced: bool,
+    /// Whether the epoch held has settled: the scheduler has had time to hear of everybody.
+    pub settled: bool,
     /// Whether an old epoch's state is still in use.
     pub provisional: bool,
     /// Whether a snapshot is being loaded.

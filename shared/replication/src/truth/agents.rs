@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use ahash::AHashSet;
 use fairlead_wire::TargetId;
-use fairlead_wire::msg::{InstanceInfo, Op, RefuseCode, Report};
+use fairlead_wire::msg::{InstanceInfo, Op, RankLoad, RefuseCode, Report};
 
 use super::fleet::Instance;
 use super::{Part, Truth};
@@ -84,6 +85,7 @@ impl Truth {
         let slots = instance.slots.clone();
         let clock = &entry.clock;
         let mut dirty = Vec::with_capacity(report.ranks.len());
+        let told: AHashSet<u16> = report.ranks.iter().map(|load| load.rank).collect();
         for mut load in report.ranks {
             let slot = slots.get(usize::from(load.rank)).copied();
             let Some(target) = slot.and_then(|slot| self.fleet.at_mut(slot)) else {
@@ -95,6 +97,17 @@ impl Truth {
             if target.load.is_none_or(|before| before.taken_us <= load.taken_us) {
                 target.load = Some(load);
                 dirty.push(target.id.slot);
+            }
+        }
+        for &slot in &slots {
+            // A rank that is left out is one whose figures are unknown now: the old ones must not stand for them.
+            if let Some(target) = self.fleet.at_mut(slot)
+                && !told.contains(&target.rank)
+                && let Some(load) = &mut target.load
+                && *load != (RankLoad { rank: load.rank, taken_us: load.taken_us, ..RankLoad::default() })
+            {
+                *load = RankLoad { rank: target.rank, taken_us: now_us, ..RankLoad::default() };
+                dirty.push(slot);
             }
         }
         for session in self.gateways.clone() {

@@ -265,12 +265,14 @@ impl Truth {
         }
     }
 
-    /// When [`Truth::tick`] has something to do next.
+    /// When [`Truth::tick`] has something to do next. Load changes that are due already wait for room in a lane, which
+    /// is no matter of time: a driver that has polled to the end calls again when there is room.
     pub fn next_deadline(&self) -> u64 {
         let loads = self.gateways.iter().filter_map(|session| match self.sessions.get(session)?.part {
             Part::Gateway(ref gateway) => gateway.dirty.since_us.map(|since| since + self.config.flush_us),
             Part::Agent { .. } => None,
         });
+        let loads = loads.filter(|due| *due > self.now_us);
         let settle = (!self.settled).then_some(self.settle_at_us);
         loads.chain(self.log.deadline()).chain(settle).fold(self.next_heartbeat_us, u64::min)
     }
