@@ -78,8 +78,14 @@ impl ChunkedDecoder {
     }
 
     /// Looks at the next bytes; returns at the first stretch of payload, at the end of the body, or when all bytes are
-    /// consumed.
+    /// consumed. After an error it stands where it stood before the call, so that [`inject`](Self::inject) completes
+    /// what was forwarded of the steps before.
     pub fn step(&mut self, buf: &[u8]) -> Result<Step, BodyError> {
+        let before = self.clone();
+        self.advance(buf).inspect_err(|_| *self = before)
+    }
+
+    fn advance(&mut self, buf: &[u8]) -> Result<Step, BodyError> {
         let mut at = 0;
         while let Some(&byte) = buf.get(at) {
             match self.state {

@@ -182,6 +182,35 @@ fn a_stream_broken_anywhere_can_be_completed() {
 }
 
 #[test]
+fn a_stream_that_turns_into_nonsense_can_be_completed() {
+    let stream = b"5;a=b\r\nhello\r\n1a\r\nabcdefghijklmnopqrstuvwxyz\r\n003\r\nend\r\n";
+    for at in 0..stream.len() {
+        for wrong in [b'X', b'\n', b'\r', 0] {
+            let mut broken = stream.to_vec();
+            broken[at] = wrong;
+            let mut reader = BodyReader::new(Framing::Chunked);
+            // What the steps before the fault have consumed was forwarded.
+            let mut sent = Vec::new();
+            let failed = loop {
+                match reader.step(&broken[sent.len()..]) {
+                    Ok(step) => sent.extend_from_slice(&broken[sent.len()..][..step.consumed]),
+                    Err(_) => break true,
+                }
+                if sent.len() == broken.len() {
+                    break false;
+                }
+            };
+            if failed && reader.chunked_mut().is_some_and(|d| d.inject(b"error", b'\n', &mut sent)) {
+                sent.extend_from_slice(LAST_CHUNK);
+                let (got, consumed, done) = decode(Framing::Chunked, &sent).unwrap();
+                assert!(done && consumed == sent.len(), "{wrong} at {at}");
+                assert!(got.windows(5).any(|part| part == b"error"), "{wrong} at {at}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_chunk_too_large_to_fill_is_given_up() {
     let mut decoder = ChunkedDecoder::new();
     decoder.step(b"ffffff\r\nabc").unwrap();
