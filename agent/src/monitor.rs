@@ -45,6 +45,8 @@ pub(crate) struct Monitor {
 /// What comes next for a ready engine.
 struct Schedule {
     probe: Instant,
+    /// When a closed connection may next bring the probe forward.
+    early: Instant,
     scrape: Instant,
     models: Instant,
     /// Pause between scrapes: `scrape_busy` while there is work, doubling to `scrape_idle` without.
@@ -170,6 +172,7 @@ impl Monitor {
         let now = Instant::now();
         let mut next = Schedule {
             probe: now + self.settings.phase(intervals.probe),
+            early: now,
             scrape: now + self.settings.phase(intervals.scrape_busy),
             models: now + self.settings.phase(intervals.models),
             pause: intervals.scrape_busy,
@@ -180,8 +183,12 @@ impl Monitor {
             let due = next.probe.min(next.scrape).min(next.models);
             tokio::select! {
                 () = sleep_until(due) => {}
-                // A closed connection is how a killed engine looks before anybody asks it.
-                () = self.engine.closed() => next.probe = Instant::now(),
+                // A closed connection is how a killed engine looks before anybody asks it. Once an interval at most: there
+                // are servers that close after every answer, the probe's own included.
+                () = self.engine.closed() => if next.early <= Instant::now() {
+                    next.probe = Instant::now();
+                    next.early = next.probe + intervals.probe;
+                },
             }
             if next.probe <= Instant::now()
                 && let Some(ended) = self.probe(&mut next).await

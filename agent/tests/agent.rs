@@ -80,6 +80,27 @@ async fn an_engine_is_waited_for_and_then_described() {
 }
 
 #[tokio::test]
+async fn an_engine_that_closes_after_each_answer_is_not_probed_without_end() {
+    let engine = Engine::vllm(&page("1", 0)).await;
+    engine.close_after_answers();
+    let mut scheduler = Scheduler::start();
+    let mut options = scheduler.options(&engine);
+    options.intervals.probe = Duration::from_secs(600);
+    let agent = Agent::start(options).expect("starts");
+    let mut session = scheduler.accept(1).await;
+    session.register().await;
+    let (probes, scrapes) = (engine.asked("/health"), engine.asked("/metrics"));
+    soon("scrapes", async {
+        while engine.asked("/metrics") < scrapes + 20 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert!(engine.asked("/health") <= probes + 2, "{} probes", engine.asked("/health") - probes);
+    agent.shutdown().await;
+}
+
+#[tokio::test]
 async fn each_engine_is_recognised() {
     let sglang = r#"{"model_path":"/m","version":"0.5.20","dp_size":1,"page_size":64,"max_running_requests":48,
         "max_total_num_tokens":65536,"disaggregation_mode":"prefill","internal_states":[{}]}"#;

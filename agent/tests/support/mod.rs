@@ -8,6 +8,7 @@ use fairlead_transport::{
 use fairlead_wire::msg::{Hello, Ping, Pong, Register, Report, Role, Welcome};
 use fairlead_wire::{Message, Stamp, encode};
 use http_body_util::Full;
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Response, StatusCode};
@@ -16,7 +17,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -40,6 +41,8 @@ struct Shared {
     hang: Mutex<bool>,
     connections: AtomicUsize,
     requests: AtomicUsize,
+    asked: Mutex<BTreeMap<String, usize>>,
+    closes: AtomicBool,
 }
 
 /// A fake engine.
@@ -89,6 +92,16 @@ impl Engine {
         self.shared.requests.load(Ordering::Relaxed)
     }
 
+    /// Requests for a path.
+    pub fn asked(&self, path: &str) -> usize {
+        self.shared.asked.lock().expect("no panic under it").get(path).copied().unwrap_or(0)
+    }
+
+    /// Closes each connection after one answer.
+    pub fn close_after_answers(&self) {
+        self.shared.closes.store(true, Ordering::Relaxed);
+    }
+
     pub fn url(&self) -> String {
         format!("http://{}", self.addr)
     }
@@ -133,6 +146,7 @@ async fn answer(
     request: hyper::Request<hyper::body::Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     shared.requests.fetch_add(1, Ordering::Relaxed);
+    *shared.asked.lock().expect("no panic under it").entry(request.uri().path().to_owned()).or_default() += 1;
     if *shared.hang.lock().expect("no panic under it") {
         std::future::pending::<()>().await;
     }
@@ -140,6 +154,9 @@ async fn answer(
     let (status, body) = known.unwrap_or((404, Bytes::from_static(b"no such thing")));
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = StatusCode::from_u16(status).expect("a status");
+    if shared.closes.load(Ordering::Relaxed) {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     Ok(response)
 }
 
