@@ -17,6 +17,7 @@ class Cluster:
     def __init__(self, folder, engines=4, gateways=1, policy="prefix-cache", speed=20, sim_args=(), gateway_keys=""):
         self.folder = pathlib.Path(folder)
         self.policy = policy
+        self.speed = speed
         self.processes = []
         run("certs", "--out", self.folder / "certs")
         self.port = free_udp_port()
@@ -48,10 +49,10 @@ class Cluster:
             "--identity", self.folder / "certs/agent", "--listen", "127.0.0.1:0",
         )
 
-    def start_gateway(self, number, keys=""):
+    def start_gateway(self, number, keys="", listen="127.0.0.1:0"):
         config = self.folder / f"gateway{number}.yaml"
         config.write_text(
-            f"gateway:\n  listen: 127.0.0.1:0\n  admin: 127.0.0.1:0\n  scheduler: 127.0.0.1:{self.port}\n"
+            f"gateway:\n  listen: {listen}\n  admin: 127.0.0.1:0\n  scheduler: 127.0.0.1:{self.port}\n"
             f"  identity: {self.folder}/certs/gateway\n  policy: {self.policy}\n{keys}"
         )
         return self._start("gateway", "--config", config)
