@@ -37,6 +37,7 @@ pub struct Shared {
     bell: Bell,
     registry: Registry,
     synced: AtomicBool,
+    fleet_known: AtomicBool,
     sync_lock: Mutex<()>,
     sync_changed: Condvar,
     draining: AtomicBool,
@@ -63,6 +64,7 @@ impl Shared {
             bell: Bell::new()?,
             registry: Registry::new(),
             synced: AtomicBool::new(true),
+            fleet_known: AtomicBool::new(true),
             sync_lock: Mutex::default(),
             sync_changed: Condvar::new(),
             draining: AtomicBool::new(false),
@@ -120,6 +122,17 @@ impl Shared {
         let _held = self.sync_lock.lock().unwrap_or_else(PoisonError::into_inner);
         self.synced.store(synced, Ordering::Relaxed);
         self.sync_changed.notify_all();
+    }
+
+    /// Whether a model that is not in the table does not exist. Not so while a gateway that has just started hears from
+    /// a scheduler that has just started: the model's instances may not have found it yet.
+    pub fn is_fleet_known(&self) -> bool {
+        self.fleet_known.load(Ordering::Relaxed)
+    }
+
+    /// Sets [`is_fleet_known`](Self::is_fleet_known); true from the start.
+    pub fn set_fleet_known(&self, known: bool) {
+        self.fleet_known.store(known, Ordering::Relaxed);
     }
 
     /// Waits until [`is_synced`](Self::is_synced), at most `limit`. For the thread that starts the shards.

@@ -35,6 +35,24 @@ fn a_request_goes_through_unchanged_and_connections_are_kept() {
 }
 
 #[test]
+fn a_model_is_denied_only_when_the_fleet_is_known() {
+    let engine = Engine::simple();
+    let rig = Rig::new(drivers()[0], &[&engine]);
+    let asks = [
+        post("/v1/chat/completions", r#"{"model":"other","messages":[]}"#),
+        "GET /v1/models/other HTTP/1.1\r\nHost: t\r\n\r\n".to_owned(),
+    ];
+    for (known, status, retry) in [(true, 404, None), (false, 503, Some("1")), (true, 404, None)] {
+        rig.gateway.shared().set_fleet_known(known);
+        for ask in &asks {
+            let answer = rig.ask(ask);
+            assert_eq!((answer.status, answer.header("retry-after")), (status, retry), "{answer:?}");
+        }
+        assert_eq!(rig.ask(chat("one that is there")).status, 200);
+    }
+}
+
+#[test]
 fn pipelined_requests_are_answered_in_order() {
     on_each_driver(|driver| {
         let engine = Engine::start(|conn, request| {

@@ -82,6 +82,7 @@ fn replica(status: &ReplicaStatus) -> Value {
         "age_us": status.age_us,
         "connected": status.connected,
         "synced": status.synced,
+        "settled": status.settled,
         "provisional": status.provisional,
         "loading": status.loading,
         "index_off": status.index_off,

@@ -33,6 +33,8 @@ const PLACEMENT_BATCH: usize = 1024;
 const FRAME_BATCH: usize = 64;
 /// Sleep while nothing is in flight: the replica's own deadlines serve the sampling of running requests.
 const IDLE_US: u64 = 20_000;
+/// A link that lived this long starts the pauses between attempts over.
+const STABLE: Duration = Duration::from_secs(3);
 /// Interval at which the replica's status is shown to scrapes.
 const STATUS_US: u64 = 100_000;
 
@@ -70,6 +72,7 @@ pub(super) struct Driver {
     room: Arc<Notify>,
     backoff: Backoff,
     uplink: Uplink,
+    linked_at: Instant,
     incarnation: u64,
     /// When instances from the configuration are served if no scheduler was heard.
     fixed_at_us: Option<u64>,
@@ -96,6 +99,7 @@ impl Driver {
         );
         let shared = make_shared(replica.sink().fleet().clone())?;
         shared.set_synced(false);
+        shared.set_fleet_known(options.scheduler.is_none());
         let bell = BellWait::new(shared.bell())?;
         let status: Published = Arc::new(ArcSwapOption::empty());
         metrics::register(shared.registry(), &shared, &status);
@@ -123,6 +127,7 @@ impl Driver {
             room: Arc::new(Notify::new()),
             backoff: Backoff::default(),
             uplink,
+            linked_at: Instant::now(),
             incarnation: incarnation(),
             fixed_at_us,
             next_status_us: now,
@@ -140,7 +145,7 @@ impl Driver {
     /// Runs until told to stop, then takes leave of the scheduler.
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
         loop {
-            let placed = self.take_placements();
+            self.take_placements();
             let now = now_us();
             self.replica.tick(now);
             if self.replica.link_is_dead(now) {
@@ -149,11 +154,6 @@ impl Driver {
             self.fixed(now);
             self.send();
             self.show(now);
-            if placed == PLACEMENT_BATCH {
-                // More may wait; frames and the admin port get their turn first.
-                tokio::task::yield_now().await;
-                continue;
-            }
             match self.sleep(&mut stop).await {
                 Woken::Frame(received) => self.received(received),
                 Woken::Connected(outcome) => self.connected(outcome),
@@ -172,16 +172,15 @@ impl Driver {
         }
     }
 
-    fn take_placements(&mut self) -> usize {
+    fn take_placements(&mut self) {
         let now = now_us();
-        for taken in 0..PLACEMENT_BATCH {
-            let Some(note) = self.shared.next_placement() else { return taken };
+        for _ in 0..PLACEMENT_BATCH {
+            let Some(note) = self.shared.next_placement() else { return };
             match note.keep {
                 None => self.replica.place(note.target, &note.path, now),
                 Some(keep) => self.replica.withdraw(note.target, &note.path, keep, now),
             }
         }
-        PLACEMENT_BATCH
     }
 
     /// Serves the configuration's instances when the scheduler has not spoken in time.
@@ -196,6 +195,7 @@ impl Driver {
                     );
                 }
                 self.replica.serve_fixed(&self.options.instances, now);
+                self.shared.set_fleet_known(true);
             }
             self.shared.set_synced(true);
         }
@@ -227,9 +227,12 @@ impl Driver {
         }
         let due = Instant::now() + Duration::from_micros(due.saturating_sub(now));
         self.shared.bell().arm();
-        if self.shared.has_placements() {
+        let waiting = self.shared.has_placements();
+        if waiting {
             self.shared.bell().disarm();
-            return Woken::Rung;
+            // Under load more placements are there whenever one looks. The link's own tasks and the admin port get
+            // their turn here, and what they have brought is looked at below before the placements are.
+            tokio::task::yield_now().await;
         }
         let uplink = async {
             match &mut self.uplink {
@@ -243,12 +246,14 @@ impl Driver {
             }
         };
         let woken = tokio::select! {
+            biased;
+            // The starter has gone: so does this thread.
+            _ = stop.changed() => Woken::Stop,
             woken = uplink => woken,
+            () = std::future::ready(()), if waiting => Woken::Rung,
             () = self.bell.rung() => Woken::Rung,
             () = self.room.notified() => Woken::Due,
             () = sleep_until(due) => Woken::Due,
-            // The starter has gone: so does this thread.
-            _ = stop.changed() => Woken::Stop,
         };
         self.shared.bell().disarm();
         woken
@@ -275,7 +280,7 @@ impl Driver {
             Ok((link, welcome)) => {
                 tracing::info!(epoch = welcome.epoch, "linked to the scheduler");
                 self.complaint.clear();
-                self.backoff.reset();
+                self.linked_at = Instant::now();
                 self.shared.cluster_seed.store(welcome.cluster_seed, Ordering::Relaxed);
                 self.replica.connected(&welcome, now_us());
                 let (sender, receiver) = link.split();
@@ -311,7 +316,19 @@ impl Driver {
             self.lost(&error.to_string());
             return;
         }
-        if !self.shared.is_synced() && self.replica.status().synced {
+        if !self.shared.is_synced() || !self.shared.is_fleet_known() {
+            self.first_state();
+        }
+    }
+
+    /// Sees whether enough of the fleet is known to accept requests. A scheduler that has just started itself knows
+    /// nobody at first: its state counts when it names a target, or when everybody has had the time to find it.
+    fn first_state(&mut self) {
+        let status = self.replica.status();
+        if status.synced && status.settled {
+            self.shared.set_fleet_known(true);
+        }
+        if status.synced && (status.settled || status.ready > 0) && !self.shared.is_synced() {
             self.fixed_at_us = None;
             self.shared.set_synced(true);
         }
@@ -321,6 +338,10 @@ impl Driver {
     fn lost(&mut self, why: &str) {
         if let Uplink::Linked(sender, _) = &self.uplink {
             sender.close(why);
+            // A scheduler that welcomes and ends the link at once must not be asked again at once for ever.
+            if self.linked_at.elapsed() >= STABLE {
+                self.backoff.reset();
+            }
         }
         self.replica.disconnected(now_us());
         self.pause(why);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use fairlead_openai::{Api, Scan};
-use fairlead_routing::{NoPlan, Plan, PlanRequest, Scratch, TargetEntry, plan};
+use fairlead_routing::{NoPlan, Plan, PlanRequest, Scratch, TargetEntry, TargetTable, plan};
 use fairlead_tokens::BlockHasher;
 use fairlead_wire::TargetId;
 
@@ -66,8 +66,11 @@ pub fn read_prompt(
     }
     let table = shared.fleet.table();
     let entry = match &scan.model {
-        Some(name) => table.model(name).ok_or_else(|| unknown_model(name, &table.model_names()))?,
+        Some(name) => table.model(name).ok_or_else(|| unknown_model(name, &table, shared))?,
         None => table.sole_model().ok_or_else(|| {
+            if !shared.is_fleet_known() {
+                return fleet_unknown();
+            }
             Refusal::new(400, format!("`model` is required. {}", existing(&table.model_names())))
                 .code("missing_required_parameter")
                 .param("model")
@@ -121,10 +124,19 @@ pub fn pick(
 }
 
 /// The answer for a model that nobody serves.
-pub fn unknown_model(name: &str, models: &[Arc<str>]) -> Refusal {
-    Refusal::new(404, format!("The model `{}` does not exist. {}", shown(name), existing(models)))
+pub fn unknown_model(name: &str, table: &TargetTable, shared: &Shared) -> Refusal {
+    if !shared.is_fleet_known() {
+        return fleet_unknown();
+    }
+    let existing = existing(&table.model_names());
+    Refusal::new(404, format!("The model `{}` does not exist. {existing}", shown(name)))
         .code("model_not_found")
         .param("model")
+}
+
+/// The answer while nobody can say which models there are: to be asked again, where a 404 would be final.
+fn fleet_unknown() -> Refusal {
+    Refusal::new(503, "the models of the fleet are not all known yet").retry_after(1)
 }
 
 fn existing(models: &[Arc<str>]) -> String {

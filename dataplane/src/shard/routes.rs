@@ -79,7 +79,7 @@ pub fn answer(route: &Route, shared: &Shared, reply: &Reply<'_>, out: &mut Vec<u
         }
         Route::Model(id) => match table.model(id) {
             Some(entry) => reply.json(StatusCode::OK, &model_body(&card(entry), started()), out),
-            None => reply.refuse(&unknown_model(id, &table.model_names()), out),
+            None => reply.refuse(&unknown_model(id, &table, shared), out),
         },
         Route::Health => reply.text(StatusCode::OK, "ok\n", out),
         Route::Ready => match readiness(shared, &table) {
