@@ -151,14 +151,20 @@ impl Parts {
 
     /// Waits until the fleet can serve, and gives the line that says so.
     async fn ready(&self, gateway: &ControlledGateway, args: &UpArgs) -> String {
-        let fleet = &gateway.gateway().shared().fleet;
+        let shared = gateway.gateway().shared();
+        let fleet = &shared.fleet;
         let mut first: Option<Instant> = None;
         let mut complained = Instant::now();
         loop {
             let ready = fleet.table().ready();
             if ready > 0 {
                 let since = *first.get_or_insert_with(Instant::now);
-                if ready >= self.engines.len() || since.elapsed() > GRACE {
+                if ready >= self.engines.len() {
+                    // There are no others: what they do not serve does not exist.
+                    shared.set_fleet_known(true);
+                    break;
+                }
+                if since.elapsed() > GRACE {
                     break;
                 }
             }
