@@ -11,7 +11,7 @@ use fairlead_telemetry::Registry;
 
 use crate::options::GatewayOptions;
 use crate::runtime::Bell;
-use crate::shard::{Gauge, PlacementNote};
+use crate::shard::{Gauge, Offload, PlacementNote};
 
 /// Blocks of all queued placements together: 32 MiB of hashes.
 const MAX_PLACEMENT_BLOCKS: usize = 4 << 20;
@@ -35,6 +35,8 @@ pub struct Shared {
     placement_blocks: AtomicUsize,
     placements_dropped: AtomicU64,
     bell: Bell,
+    /// Runs what would hold a shard for too long.
+    pub(crate) offload: Offload,
     registry: Registry,
     synced: AtomicBool,
     fleet_known: AtomicBool,
@@ -62,6 +64,7 @@ impl Shared {
             placement_blocks: AtomicUsize::new(0),
             placements_dropped: AtomicU64::new(0),
             bell: Bell::new()?,
+            offload: Offload::default(),
             registry: Registry::new(),
             synced: AtomicBool::new(true),
             fleet_known: AtomicBool::new(true),

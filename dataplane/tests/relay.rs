@@ -35,6 +35,30 @@ fn a_request_goes_through_unchanged_and_connections_are_kept() {
 }
 
 #[test]
+fn large_bodies_are_read_off_the_shard_and_pass_unchanged() {
+    on_each_driver(|driver| {
+        let engine = Engine::simple();
+        let rig = Rig::new(driver, &[&engine]);
+        let message = r#"{"role":"user","content":"a"},"#;
+        let messages = message.repeat((3 << 20) / message.len());
+        let good = format!(r#"{{"model":"m","messages":[{}]}}"#, messages.trim_end_matches(','));
+        let mut client = rig.client();
+        client.send(post("/v1/chat/completions", &good));
+        // Its departure ends the reading of a body as it ends everything else.
+        rig.client().send(post("/v1/chat/completions", &good));
+        assert_eq!(rig.ask(chat("small")).status, 200);
+        assert_eq!(client.answer().status, 200);
+        assert!(engine.seen().iter().any(|request| request.body == good.as_bytes()));
+        let bad = good.replace(r#"}]}"#, r#"},7]}"#);
+        client.send(post("/v1/chat/completions", &bad));
+        let answer = client.answer();
+        assert_eq!(answer.status, 400);
+        assert!(answer.text().contains("messages["), "{answer:?}");
+        rig.assert_settled();
+    });
+}
+
+#[test]
 fn a_model_is_denied_only_when_the_fleet_is_known() {
     let engine = Engine::simple();
     let rig = Rig::new(drivers()[0], &[&engine]);

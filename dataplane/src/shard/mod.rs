@@ -8,6 +8,7 @@ mod decide;
 mod forward;
 mod intake;
 mod observe;
+mod offload;
 mod pool;
 mod probe;
 mod relay;
@@ -17,6 +18,7 @@ mod watch;
 
 pub use budget::{Gauge, Share};
 pub use decide::PlacementNote;
+pub(crate) use offload::Offload;
 pub use routes::readiness;
 
 use std::cell::{Cell, RefCell};
