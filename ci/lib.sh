@@ -26,7 +26,8 @@ for log in pathlib.Path(sys.argv[1]).glob("*.log"):
     text = log.read_text(errors="replace")
     for m in re.finditer(r"^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored", text, re.M):
         passed, failed, skipped = passed + int(m[1]), failed + int(m[2]), skipped + int(m[3])
-    for line in re.findall(r"^=+ .*(?:passed|failed|error).* in [\d.]+s.*=+$", text, re.M):
+    # pytest's closing line, with and without its rule of equals signs.
+    for line in re.findall(r"^(?:=+ )?(?:\d+ \w+, )*\d+ \w+ in [\d.]+s.*$", text, re.M):
         for n, what in re.findall(r"(\d+) (passed|failed|skipped|error)", line):
             if what == "passed": passed += int(n)
             elif what == "skipped": skipped += int(n)

@@ -4,13 +4,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::anyhow;
 use clap::Args;
 use fairlead_agent::{Agent, AgentOptions};
 use fairlead_config::Config;
 use fairlead_wire::msg::Role;
 
-use super::{identity, out, signals};
+use super::{config, identity, out, signals};
 
 /// Runs beside an engine: waits until it is ready, registers it with the scheduler, watches its health and metrics,
 /// and reports them. Everything may also stand in a file's `agent:` section; what is given here wins.
@@ -55,7 +55,7 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
 
 fn options(args: AgentArgs) -> anyhow::Result<AgentOptions> {
     let config = match &args.config {
-        Some(file) => Config::load(file).with_context(|| file.display().to_string())?,
+        Some(file) => config::load(file)?,
         None => Config::default(),
     };
     let section = &config.agent;

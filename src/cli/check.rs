@@ -5,11 +5,10 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Args;
-use fairlead_config::Config;
 use fairlead_transport::Identity;
 use fairlead_wire::msg::Role;
 
-use super::{gateway, identity, out};
+use super::{config, gateway, identity, out};
 
 /// Reads a configuration file as the processes would and says what is wrong with it, or what it means.
 #[derive(Args)]
@@ -20,7 +19,7 @@ pub struct CheckArgs {
 }
 
 pub fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
-    let config = Config::load(&args.config).with_context(|| args.config.display().to_string())?;
+    let config = config::load(&args.config)?;
     // One folder for all sections is an identity of one role: that of the process which reads the file.
     let common = config.identity.as_ref();
     if common.is_none() {

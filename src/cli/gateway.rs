@@ -16,7 +16,7 @@ use fairlead_replication::ReplicaConfig;
 use fairlead_transport::{ANY_NAME, LinkOptions};
 use fairlead_wire::msg::Role;
 
-use super::{identity, out, signals};
+use super::{config, identity, out, signals};
 
 /// How long requests in flight may take to end after the first signal; a second signal ends them at once.
 pub const DRAIN: Duration = Duration::from_secs(60);
@@ -31,7 +31,7 @@ pub struct GatewayArgs {
 }
 
 pub fn run(args: GatewayArgs) -> anyhow::Result<ExitCode> {
-    let config = Config::load(&args.config).with_context(|| args.config.display().to_string())?;
+    let config = config::load(&args.config)?;
     let (options, control) = options(&config)?;
     let policy = options.policy;
     let gateway = start_controlled(options, control)?;

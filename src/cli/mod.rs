@@ -3,6 +3,7 @@
 mod agent;
 mod certs;
 mod check;
+mod config;
 mod gateway;
 mod identity;
 mod load;

@@ -9,7 +9,7 @@ use fairlead_config::Config;
 use fairlead_scheduler::{Scheduler, SchedulerOptions};
 use fairlead_wire::msg::Role;
 
-use super::{identity, out, signals};
+use super::{config, identity, out, signals};
 
 /// The one place that sums up the fleet. Agents and gateways connect to it over QUIC; it keeps no file and may be
 /// restarted at any time: gateways serve on and tell it what they know.
@@ -21,7 +21,7 @@ pub struct SchedulerArgs {
 }
 
 pub fn run(args: SchedulerArgs) -> anyhow::Result<ExitCode> {
-    let config = Config::load(&args.config).with_context(|| args.config.display().to_string())?;
+    let config = config::load(&args.config)?;
     let options = options(&config)?;
     signals::runtime(2)?.block_on(async {
         let mut stop = signals::Stop::listen()?;
