@@ -62,6 +62,14 @@ async fn answers_in_one_piece_are_measured_too() {
     assert_eq!((r.ok, r.output_tokens), (10, 70));
 }
 
+/// Takes an engine away. Its listener is closed by the engine's own thread, so this waits until connects are refused.
+async fn refuse(sim: &Handle) {
+    sim.control().set_faults(Faults { refuse: true, ..Faults::default() }).unwrap();
+    while tokio::net::TcpStream::connect(sim.addr()).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+}
+
 #[tokio::test]
 async fn failures_are_told_by_kind() {
     let sim = sim();
@@ -78,7 +86,7 @@ async fn failures_are_told_by_kind() {
         let r = load(&sim, "--requests 4 --concurrency 2 --timeout 0.2").await;
         assert_eq!((r.failed(), r.errors.get(kind)), (4, Some(&4)), "{kind}: {:?}", r.errors);
     }
-    control.set_faults(Faults { refuse: true, ..Faults::default() }).unwrap();
+    refuse(&sim).await;
     let r = load(&sim, "--requests 4 --concurrency 2 --model sim-8b").await;
     assert_eq!(r.failed(), 4, "{:?}", r.errors);
 }
@@ -113,7 +121,7 @@ async fn an_endpoint_that_is_not_there_is_named() {
     assert!(matches!(e, LoadError::Target(_)), "{e}");
     let gone = sim();
     let url = gone.url();
-    gone.control().set_faults(Faults { refuse: true, ..Faults::default() }).unwrap();
+    refuse(&gone).await;
     let e = run(&args(&format!("--url {url} --requests 1"))).await.unwrap_err();
     assert!(e.to_string().contains("--model"), "{e}");
 }
