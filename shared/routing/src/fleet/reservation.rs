@@ -21,7 +21,8 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// What is in flight now. Released is read before reserved, so the difference cannot be negative.
+    /// What is in flight now. Released is read before reserved, so the difference cannot be negative; a reader that is
+    /// interrupted in between sees too much for once.
     pub fn in_flight(&self) -> InFlightSums {
         let difference = |released: &AtomicU64, reserved: &AtomicU64| {
             let released = released.load(Ordering::Acquire);
@@ -142,7 +143,9 @@ mod tests {
             }
             for _ in 0..20_000 {
                 let now = target.cells.counters.in_flight();
-                assert!(now.requests <= 3 && now.prefill_tokens <= 9 && now.context_tokens <= 21, "{now:?}");
+                // A reader that was interrupted between two loads sees too much, never less than nothing.
+                let all = [now.requests, now.prefilling, now.prefill_tokens, now.context_tokens];
+                assert!(all.iter().all(|&n| n < 1 << 63), "{now:?}");
             }
         });
         assert_eq!(target.cells.counters.in_flight(), InFlightSums::default());
