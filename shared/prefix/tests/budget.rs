@@ -1,32 +1,11 @@
 //! Bounds: memory, runs, holders, slots, hostile input.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use fairlead_prefix::{ApplyError, Config, Hits, MAX_RUN, MAX_TARGETS, TargetId, Writer, new};
+mod common;
+
+use common::{bound, path, target};
+use fairlead_prefix::{ApplyError, Config, Hits, MAX_RUN, MAX_TARGETS, TargetId, Writer};
 use fairlead_wire::msg::{Holding, IndexOp, Run};
-
-/// A path of `len` blocks: `shared` blocks that all paths have, then its own.
-fn path(own: u64, shared: usize, len: usize) -> Vec<u64> {
-    let mut last = 1u64;
-    (0..len)
-        .map(|at| {
-            let text = if at < shared { at as u64 } else { own << 20 | at as u64 };
-            last = (last.rotate_left(5) ^ text).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-            last
-        })
-        .collect()
-}
-
-fn target(slot: u16) -> TargetId {
-    TargetId::new(slot, 1)
-}
-
-fn bound(config: Config, targets: u16) -> Writer {
-    let (mut writer, _) = new(config);
-    for slot in 0..targets {
-        writer.bind(target(slot)).unwrap();
-    }
-    writer
-}
 
 /// Collects until all is freed. Other tests of this process pin the same collector, so it may take a few attempts.
 fn drain(writer: &mut Writer) {

@@ -1,32 +1,11 @@
 //! Churn far beyond the budget. Alone in its process: what other threads pin would delay what is freed here.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use fairlead_prefix::{Config, Hits, TargetId, Writer, new};
+mod common;
+
+use common::{bound, path, target};
+use fairlead_prefix::{Config, Hits};
 use fairlead_wire::msg::IndexOp;
-
-/// A path of `len` blocks: `shared` blocks that all paths have, then its own.
-fn path(own: u64, shared: usize, len: usize) -> Vec<u64> {
-    let mut last = 1u64;
-    (0..len)
-        .map(|at| {
-            let text = if at < shared { at as u64 } else { own << 20 | at as u64 };
-            last = (last.rotate_left(5) ^ text).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-            last
-        })
-        .collect()
-}
-
-fn target(slot: u16) -> TargetId {
-    TargetId::new(slot, 1)
-}
-
-fn bound(config: Config, targets: u16) -> Writer {
-    let (mut writer, _) = new(config);
-    for slot in 0..targets {
-        writer.bind(target(slot)).unwrap();
-    }
-    writer
-}
 
 #[test]
 fn churn_far_beyond_the_budget_stays_within_it_and_replicas_follow() {
