@@ -4,9 +4,10 @@
 use std::sync::LazyLock;
 
 use fairlead_wire::msg::{
-    Delta, EngineKind, EngineLoad, GatewayLoad, Hello, Holding, InFlight, IndexOp, InstanceInfo, LoadUpdate,
-    ModelInfo, Op, PeerLoad, Placement, Placements, RankLoad, Recollection, Refuse, RefuseCode, Register,
-    Report, Role, Run, ServingRole, SnapshotChunk, TargetInfo,
+    CacheEvents, CacheOp, CacheSource, Delta, EngineKind, EngineLoad, Feedback, GatewayLoad, HashSpace,
+    Hello, Holding, InFlight, IndexOp, InstanceInfo, LoadUpdate, ModelInfo, Op, PeerLoad, Placement,
+    Placements, RankLoad, Recollection, Refuse, RefuseCode, Register, Report, Role, Run, ServingRole,
+    SnapshotChunk, TargetFeedback, TargetInfo,
 };
 use fairlead_wire::{Frame, Header, Kind, Message, Stamp, TargetId};
 use libfuzzer_sys::fuzz_target;
@@ -77,12 +78,14 @@ fn samples() -> Vec<Message> {
         labels: vec![("zone".into(), "z".into())],
     };
     let load = RankLoad { rank: 0, running: Some(2), kv_usage: Some(0.5), ..RankLoad::default() };
-    let info = TargetInfo { target, rank: 1, ready: true, instance: instance.clone() };
+    let info =
+        TargetInfo { target, rank: 1, ready: true, cache: CacheSource::Events, instance: instance.clone() };
     let flight = InFlight { target, requests: 2, prefilling: 1, prefill_tokens: 100, context_tokens: 50 };
     let holder = Holding { target, depth: 3, missing: vec![(1, 1)] };
     let ops = vec![
         Op::Target(info.clone()),
         Op::Index(IndexOp::Place { target, anchor: 11, skip: 2, blocks: vec![21, 22, 23] }),
+        Op::Index(IndexOp::Store { target, anchor: 11, skip: 1, blocks: vec![31, 32] }),
         Op::Index(IndexOp::Remove { target, run: 11, from: 1, len: 1 }),
         Op::Index(IndexOp::Clear { target }),
         Op::Index(IndexOp::Evict { run: 21 }),
@@ -109,7 +112,31 @@ fn samples() -> Vec<Message> {
         }),
         Message::GatewayLoad(GatewayLoad { version: 4, full: true, targets: vec![flight] }),
         Message::Placements(Placements {
-            items: vec![Placement { target, path: vec![11, 12, 13], keep: Some(1) }],
+            items: vec![Placement {
+                target,
+                path: vec![11, 12, 13],
+                keep: Some(1),
+                space: HashSpace::Tokens,
+            }],
+        }),
+        Message::CacheEvents(CacheEvents {
+            incarnation: 7,
+            rank: 1,
+            partial: false,
+            replace: true,
+            ops: vec![
+                CacheOp::Clear,
+                CacheOp::Store { above: vec![16, 17], blocks: vec![18, 19] },
+                CacheOp::Remove { above: vec![], blocks: vec![16] },
+            ],
+        }),
+        Message::Feedback(Feedback {
+            items: vec![TargetFeedback {
+                target,
+                answers: 2,
+                cached_tokens: 64,
+                ..TargetFeedback::default()
+            }],
         }),
         Message::Delta(Delta { ops }),
         Message::Snapshot(SnapshotChunk {

@@ -5,7 +5,9 @@ mod common;
 use common::{Cluster, get, local, page_when, soon};
 use fairlead_scheduler::{Scheduler, StartError};
 use fairlead_transport::{Lane, LinkError, LinkOptions};
-use fairlead_wire::msg::{GatewayLoad, InFlight, IndexOp, Op, Placement, Placements, RefuseCode, Role};
+use fairlead_wire::msg::{
+    GatewayLoad, HashSpace, InFlight, IndexOp, Op, Placement, Placements, RefuseCode, Role,
+};
 use fairlead_wire::{Message, TargetId};
 
 /// The packed id of an instance's target, from whatever a gateway is told.
@@ -75,7 +77,7 @@ async fn placements_and_reservations_of_one_gateway_reach_the_other() {
     let id = one.hear_until(|message| target_of(message, "engine", true)).await;
     two.hear_until(|message| target_of(message, "engine", true)).await;
 
-    let placement = Placement { target: id, path: vec![11, 12, 13], keep: None };
+    let placement = Placement { target: id, path: vec![11, 12, 13], keep: None, space: HashSpace::Bytes };
     one.say(Lane::Delta, &Placements { items: vec![placement] }).await;
     let blocks = two
         .hear_until(|message| match message {
@@ -233,7 +235,12 @@ async fn a_gateway_that_does_not_read_delays_nobody_and_catches_up() {
     for path in 0..200u64 {
         let blocks = (1..=10_000).map(|block| path * 10_000 + block).collect();
         writer
-            .say(Lane::Delta, &Placements { items: vec![Placement { target: id, path: blocks, keep: None }] })
+            .say(
+                Lane::Delta,
+                &Placements {
+                    items: vec![Placement { target: id, path: blocks, keep: None, space: HashSpace::Bytes }],
+                },
+            )
             .await;
     }
     let last = 200 * 10_000;

@@ -228,7 +228,13 @@ impl Scheduler {
         let (heard, messages) = mpsc::unbounded_channel();
         let reader = tokio::spawn(read(sender.clone(), receiver, heard, pings.clone(), alive));
         let session = Session { hello: accepted.hello, sender, messages, reader, pings };
-        session.send(&Welcome { protocol: accepted.protocol, epoch, cluster_seed: 1, heartbeat_ms: 100 });
+        session.send(&Welcome {
+            protocol: accepted.protocol,
+            epoch,
+            cluster_seed: 1,
+            heartbeat_ms: 100,
+            block_tokens: 64,
+        });
         session
     }
 }

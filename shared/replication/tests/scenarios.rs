@@ -536,7 +536,8 @@ fn a_gateway_that_does_not_read_costs_bounded_memory_and_gets_a_snapshot() {
     for (i, path) in paths(500, 8).into_iter().enumerate() {
         desk.truth.message(
             SessionId(2),
-            Placements { items: vec![Placement { target, path, keep: None }] }.into(),
+            Placements { items: vec![Placement { target, path, keep: None, space: HashSpace::Bytes }] }
+                .into(),
             desk.now + i as u64,
         );
         desk.truth.flush(desk.now + i as u64);
@@ -567,7 +568,12 @@ fn one_target_cannot_take_the_index() {
     desk.register(2, InstanceInfo { kv_blocks: Some(32), block_size: Some(16), ..instance("b", 1) });
     let ids: Vec<TargetId> = desk.truth.targets().iter().map(|view| view.id).collect();
     for path in paths(100, 6) {
-        let place = |id: &TargetId| Placement { target: id.pack(), path: path.clone(), keep: None };
+        let place = |id: &TargetId| Placement {
+            target: id.pack(),
+            path: path.clone(),
+            keep: None,
+            space: HashSpace::Bytes,
+        };
         desk.says(3, Placements { items: ids.iter().map(place).collect() });
     }
     assert!(desk.truth.index().held_by(ids[0].slot) <= 59, "its share");

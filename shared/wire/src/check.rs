@@ -1,12 +1,13 @@
 //! Meaning of messages: ranges of fields, checked after the archive's structure.
 
 use crate::limits::{
-    MAX_BLOCK_SIZE, MAX_COUNT, MAX_GATEWAYS, MAX_ITEMS, MAX_LABELS, MAX_MODELS, MAX_NAME, MAX_PATH,
-    MAX_RANKS, MAX_RATE, MAX_TARGETS, MAX_TEXT,
+    MAX_ABOVE, MAX_BLOCK_SIZE, MAX_BLOCK_TOKENS, MAX_COUNT, MAX_GATEWAYS, MAX_ITEMS, MAX_LABELS, MAX_MODELS,
+    MAX_NAME, MAX_PATH, MAX_RANKS, MAX_RATE, MAX_TARGETS, MAX_TEXT,
 };
 use crate::msg::{
-    Delta, EngineLoad, GatewayLoad, Hello, InFlight, IndexOp, InstanceInfo, LoadUpdate, Op, Ping, Placements,
-    Pong, RankLoad, Recollection, Refuse, Register, Report, Resume, Run, SnapshotChunk, TargetInfo, Welcome,
+    CacheEvents, CacheOp, Delta, EngineLoad, Feedback, GatewayLoad, Hello, InFlight, IndexOp, InstanceInfo,
+    LoadUpdate, Op, Ping, Placements, Pong, RankLoad, Recollection, Refuse, Register, Report, Resume, Run,
+    SnapshotChunk, TargetInfo, Welcome,
 };
 use crate::{Slot, TargetId};
 
@@ -119,7 +120,8 @@ impl Check for Hello {
 
 impl Check for Welcome {
     fn check(&self) -> Checked {
-        within("welcome.heartbeat_ms", self.heartbeat_ms, 10, 60_000)
+        within("welcome.heartbeat_ms", self.heartbeat_ms, 10, 60_000)?;
+        within("welcome.block_tokens", self.block_tokens, 1, MAX_BLOCK_TOKENS)
     }
 }
 
@@ -242,6 +244,40 @@ impl Check for Placements {
     }
 }
 
+impl Check for CacheEvents {
+    fn check(&self) -> Checked {
+        within("cache_events.rank", self.rank, 0, MAX_RANKS - 1)?;
+        at_most("cache_events.ops", self.ops.len(), MAX_ITEMS)?;
+        for op in &self.ops {
+            let (above, path) = match op {
+                CacheOp::Store { above, blocks } | CacheOp::Remove { above, blocks } => (above, blocks),
+                CacheOp::Clear => continue,
+            };
+            at_most("cache_events.above", above.len(), MAX_ABOVE)?;
+            if above.contains(&0) {
+                return Err(Reason("cache_events.above: contains the hash 0".into()));
+            }
+            blocks("cache_events.blocks", path)?;
+        }
+        Ok(())
+    }
+}
+
+impl Check for Feedback {
+    fn check(&self) -> Checked {
+        at_most("feedback.items", self.items.len(), 2 * MAX_TARGETS)?;
+        for item in &self.items {
+            target("feedback.target", item.target)?;
+            within("feedback.answers", item.answers, 0, 1 << 24)?;
+            within("feedback.predicted_tokens", item.predicted_tokens, 0, MAX_COUNT)?;
+            within("feedback.cached_tokens", item.cached_tokens, 0, MAX_COUNT)?;
+            within("feedback.prompt_tokens", item.prompt_tokens, 0, MAX_COUNT)?;
+            within("feedback.prompt_bytes", item.prompt_bytes, 0, MAX_COUNT)?;
+        }
+        Ok(())
+    }
+}
+
 impl Check for TargetInfo {
     fn check(&self) -> Checked {
         target("target.target", self.target)?;
@@ -260,6 +296,11 @@ impl Check for IndexOp {
                     return Err(Reason("place.blocks: contains the hash 0".into()));
                 }
                 if *anchor == 0 { within("place.skip", *skip, 0, 0) } else { Ok(()) }
+            }
+            Self::Store { target: id, anchor, skip, blocks: path } => {
+                target("store.target", *id)?;
+                blocks("store.blocks", path)?;
+                if *anchor == 0 { within("store.skip", *skip, 0, 0) } else { Ok(()) }
             }
             Self::Remove { target: id, from, len, .. } => {
                 target("remove.target", *id)?;

@@ -20,8 +20,8 @@ use rkyv::util::AlignedVec;
 
 use crate::check::Reason;
 use crate::msg::{
-    Delta, GatewayLoad, Hello, LoadUpdate, Ping, Placements, Pong, Recollection, Refuse, Register, Report,
-    Resume, SnapshotChunk, Welcome,
+    CacheEvents, Delta, Feedback, GatewayLoad, Hello, LoadUpdate, Ping, Placements, Pong, Recollection,
+    Refuse, Register, Report, Resume, SnapshotChunk, Welcome,
 };
 use crate::{PROTOCOL, PROTOCOL_MIN};
 
@@ -292,7 +292,9 @@ pub const fn max_len(kind: Kind) -> usize {
         Kind::Hello | Kind::Refuse => 4 << 10,
         Kind::Register | Kind::Report => 512 << 10,
         Kind::GatewayLoad => 512 << 10,
-        Kind::Placements | Kind::LoadUpdate | Kind::Recollection => 1 << 20,
+        Kind::Feedback | Kind::Placements | Kind::LoadUpdate | Kind::Recollection | Kind::CacheEvents => {
+            1 << 20
+        }
         Kind::Delta => 2 << 20,
         Kind::Snapshot => 4 << 20,
     }
@@ -414,6 +416,10 @@ bodies! {
     Resume(Resume) = 13,
     /// Load of engines and of other gateways.
     LoadUpdate(LoadUpdate) = 14,
+    /// Changes of an engine's KV cache.
+    CacheEvents(CacheEvents) = 15,
+    /// Predicted against reported cache hits.
+    Feedback(Feedback) = 16,
 }
 
 fn invalid(kind: Kind, error: &rancor::Error) -> FrameError {

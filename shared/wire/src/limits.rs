@@ -24,3 +24,8 @@ pub const MAX_BLOCK_SIZE: u32 = 65_536;
 pub const MAX_COUNT: u64 = 1 << 40;
 /// Largest rate, per second.
 pub const MAX_RATE: f32 = 1e9;
+/// Tokens of one routing block.
+pub const MAX_BLOCK_TOKENS: u32 = 1024;
+/// Blocks listed to place others in the tree: with one anchor in [`crate::ANCHOR_SPACING`] blocks, a longer stretch
+/// without one is never met (a chance of 10^-28).
+pub const MAX_ABOVE: usize = 1024;

@@ -43,6 +43,8 @@ pub struct Welcome {
     pub cluster_seed: u64,
     /// Interval at which both sides send [`Ping`], milliseconds.
     pub heartbeat_ms: u32,
+    /// Tokens of one routing block in token mode, the same for the whole cluster.
+    pub block_tokens: u32,
 }
 
 /// Why a peer was refused.
@@ -231,6 +233,28 @@ pub struct GatewayLoad {
     pub targets: Vec<InFlight>,
 }
 
+/// What the blocks of a chain are made of. Chains of both kinds live in one index; they never meet.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum HashSpace {
+    /// Bytes of the canonical prompt.
+    #[default]
+    Bytes,
+    /// Token ids.
+    Tokens,
+}
+
+/// Where the index learns what a target holds.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum CacheSource {
+    /// From the prompts that gateways send there.
+    #[default]
+    Placements,
+    /// From the engine's own KV-cache events: exact in token space.
+    Events,
+    /// From the engine's events, of which some were lost: what is known is right, there may be more.
+    PartialEvents,
+}
+
 /// A prompt was sent to a target: it will hold these blocks. Or, with `keep`, it will not after all.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct Placement {
@@ -240,6 +264,8 @@ pub struct Placement {
     pub path: Vec<u64>,
     /// `Some(n)` withdraws an earlier placement of this path: only its first `n` blocks stay.
     pub keep: Option<u32>,
+    /// What the path's blocks are made of. A target with events is not placed on in token space.
+    pub space: HashSpace,
 }
 
 /// Gateway to scheduler: placements, in order.
@@ -247,6 +273,72 @@ pub struct Placement {
 pub struct Placements {
     /// The placements.
     pub items: Vec<Placement>,
+}
+
+/// One change of an engine's KV cache, in routing blocks. Blocks are named by their chained hashes.
+///
+/// `above` places `blocks` in the tree: it lists the blocks right before them in path order, beginning at an anchor
+/// ([`crate::is_anchor`]) or at the path's first block.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub enum CacheOp {
+    /// The engine holds `blocks`. Says nothing of `above`. With `above` empty, `blocks` begin a path.
+    Store {
+        /// Blocks right before.
+        above: Vec<u64>,
+        /// Consecutive blocks.
+        blocks: Vec<u64>,
+    },
+    /// The engine no longer holds `blocks`. `above` may be empty where the first of `blocks` is an anchor or begins a
+    /// path.
+    Remove {
+        /// Blocks right before.
+        above: Vec<u64>,
+        /// Consecutive blocks.
+        blocks: Vec<u64>,
+    },
+    /// The engine holds nothing.
+    Clear,
+}
+
+/// Agent to scheduler: changes of the KV cache of one rank, in order, from the engine's own events.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct CacheEvents {
+    /// Engine incarnation the changes belong to.
+    pub incarnation: u64,
+    /// Data-parallel rank.
+    pub rank: u16,
+    /// Events were lost: the engine may hold more than what has been told.
+    pub partial: bool,
+    /// All that was told before is void; the operations begin a full account.
+    pub replace: bool,
+    /// In order.
+    pub ops: Vec<CacheOp>,
+}
+
+/// What answers of one target told of its cache since the last message; sums over the answers that told it.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct TargetFeedback {
+    /// Packed [`crate::TargetId`].
+    pub target: u32,
+    /// Space of the prediction.
+    pub space: HashSpace,
+    /// Answers that told how many prompt tokens came from cache.
+    pub answers: u32,
+    /// Cached prompt tokens that the index predicted for them.
+    pub predicted_tokens: u64,
+    /// Cached prompt tokens that the engine reported.
+    pub cached_tokens: u64,
+    /// Prompt tokens that the engine reported.
+    pub prompt_tokens: u64,
+    /// Bytes of the canonical prompts.
+    pub prompt_bytes: u64,
+}
+
+/// Gateway to scheduler: predicted against reported cache hits, at most once a second.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct Feedback {
+    /// Targets that answered since the last message.
+    pub items: Vec<TargetFeedback>,
 }
 
 /// A target as gateways see it.
@@ -258,6 +350,8 @@ pub struct TargetInfo {
     pub rank: u16,
     /// Whether it may be picked.
     pub ready: bool,
+    /// Where the index learns what it holds.
+    pub cache: CacheSource,
     /// The instance.
     pub instance: InstanceInfo,
 }
@@ -277,6 +371,18 @@ pub enum IndexOp {
         /// Blocks of the anchor run that belong to the path.
         skip: u32,
         /// Hashes that follow.
+        blocks: Vec<u64>,
+    },
+    /// The target holds `blocks`, which follow the first `skip` blocks of run `anchor`. Unlike [`IndexOp::Place`] this
+    /// says nothing of the blocks before them.
+    Store {
+        /// Packed [`crate::TargetId`].
+        target: u32,
+        /// Head hash of an existing run; 0 is the root (then `skip` is 0).
+        anchor: u64,
+        /// Blocks of the anchor run that stand before `blocks`.
+        skip: u32,
+        /// Hashes that are held.
         blocks: Vec<u64>,
     },
     /// The target no longer holds `len` blocks of run `run` from offset `from`.

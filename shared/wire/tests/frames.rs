@@ -82,17 +82,55 @@ fn in_flight() -> impl Strategy<Value = InFlight> {
 }
 
 fn target_info() -> impl Strategy<Value = TargetInfo> {
-    (target(), any::<bool>(), instance()).prop_map(|(target, ready, instance)| TargetInfo {
+    let cache = prop_oneof![
+        Just(CacheSource::Placements),
+        Just(CacheSource::Events),
+        Just(CacheSource::PartialEvents)
+    ];
+    (target(), any::<bool>(), cache, instance()).prop_map(|(target, ready, cache, instance)| TargetInfo {
         target,
         rank: instance.dp_ranks - 1,
         ready,
+        cache,
         instance,
+    })
+}
+
+fn space() -> impl Strategy<Value = HashSpace> {
+    prop_oneof![Just(HashSpace::Bytes), Just(HashSpace::Tokens)]
+}
+
+fn cache_op() -> impl Strategy<Value = CacheOp> {
+    prop_oneof![
+        (vec(1u64.., 0..4), path()).prop_map(|(above, blocks)| CacheOp::Store { above, blocks }),
+        (vec(1u64.., 0..4), path()).prop_map(|(above, blocks)| CacheOp::Remove { above, blocks }),
+        Just(CacheOp::Clear),
+    ]
+}
+
+fn feedback() -> impl Strategy<Value = TargetFeedback> {
+    (target(), space(), 0u32..1 << 20, 0u64..1 << 40).prop_map(|(target, space, answers, tokens)| {
+        TargetFeedback {
+            target,
+            space,
+            answers,
+            predicted_tokens: tokens / 2,
+            cached_tokens: tokens / 3,
+            prompt_tokens: tokens,
+            prompt_bytes: tokens,
+        }
     })
 }
 
 fn index_op() -> impl Strategy<Value = IndexOp> {
     prop_oneof![
         (target(), 1u64.., 0u32..100, path()).prop_map(|(target, anchor, skip, blocks)| IndexOp::Place {
+            target,
+            anchor,
+            skip,
+            blocks
+        }),
+        (target(), 1u64.., 0u32..100, path()).prop_map(|(target, anchor, skip, blocks)| IndexOp::Store {
             target,
             anchor,
             skip,
@@ -147,11 +185,17 @@ fn message() -> impl Strategy<Value = Message> {
         }
         loads
     });
-    let placement = (target(), path(), option::of(0u32..4)).prop_map(|(target, path, keep)| Placement {
-        target,
-        path,
-        keep,
-    });
+    let placement = (target(), path(), option::of(0u32..4), space())
+        .prop_map(|(target, path, keep, space)| Placement { target, path, keep, space });
+    let events = (any::<u64>(), 0u16..1024, any::<(bool, bool)>(), vec(cache_op(), 0..5)).prop_map(
+        |(incarnation, rank, (partial, replace), ops)| CacheEvents {
+            incarnation,
+            rank,
+            partial,
+            replace,
+            ops,
+        },
+    );
     let engine = (target(), load(3)).prop_map(|(target, load)| EngineLoad { target, load });
     let peer =
         (any::<u32>(), any::<u64>(), vec(in_flight(), 0..4)).prop_map(|(gateway, version, targets)| {
@@ -163,7 +207,8 @@ fn message() -> impl Strategy<Value = Message> {
             protocol: 1,
             epoch,
             cluster_seed,
-            heartbeat_ms: 1000
+            heartbeat_ms: 1000,
+            block_tokens: 64
         })),
         text().prop_map(|reason| Message::Refuse(Refuse { code: RefuseCode::Invalid, reason })),
         any::<(u64, u64)>().prop_map(|(id, sent_us)| Message::Ping(Ping { id, sent_us })),
@@ -195,6 +240,8 @@ fn message() -> impl Strategy<Value = Message> {
             })
         ),
         vec(op(), 0..6).prop_map(|ops| Message::Delta(Delta { ops })),
+        events.prop_map(Message::CacheEvents),
+        vec(feedback(), 0..5).prop_map(|items| Message::Feedback(Feedback { items })),
         (text(), 0u16..1024, any::<u64>(), vec(path(), 0..4), any::<bool>()).prop_map(
             |(instance, rank, incarnation, paths, last)| Message::Recollection(Recollection {
                 instance,
@@ -325,7 +372,7 @@ fn kinds_keep_their_numbers() {
 #[test]
 fn an_oversized_body_is_not_sent() {
     let path = vec![7; MAX_PATH];
-    let items = vec![Placement { target: 0, path, keep: None }; 3];
+    let items = vec![Placement { target: 0, path, keep: None, space: HashSpace::Bytes }; 3];
     let error = encode(&Placements { items }, Stamp::default()).unwrap_err();
     assert!(matches!(error, FrameError::TooLong { kind: Kind::Placements, .. }), "{error}");
 }

@@ -351,6 +351,9 @@ impl Writer {
                 self.mark(slot, end, view);
                 Ok(())
             }
+            IndexOp::Store { anchor, .. } => {
+                Err(ApplyError::Malformed { run: *anchor, what: "blocks without what is before them" })
+            }
             IndexOp::Remove { target, run, from, len } => {
                 let Some(slot) = self.tenant(*target)? else { return Ok(()) };
                 if let Some(node) = self.find(*run, view) {

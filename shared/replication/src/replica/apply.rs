@@ -147,7 +147,10 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
 
     fn apply_index(&mut self, mut op: IndexOp) -> Result<(), Lost> {
         match &mut op {
-            IndexOp::Place { target, .. } | IndexOp::Remove { target, .. } | IndexOp::Clear { target } => {
+            IndexOp::Place { target, .. }
+            | IndexOp::Store { target, .. }
+            | IndexOp::Remove { target, .. }
+            | IndexOp::Clear { target } => {
                 *target = self.table.by_remote(*target).ok_or(Lost::Diverged)?.id.pack();
             }
             IndexOp::Evict { .. } => {}
@@ -357,7 +360,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
     }
 
     fn upsert(&mut self, told: TargetInfo) -> Result<(), Lost> {
-        let TargetInfo { target: remote, rank, ready, instance } = told;
+        let TargetInfo { target: remote, rank, ready, cache: _, instance } = told;
         if let Some(local) = self.table.by_remote(remote) {
             let slot = local.id.slot;
             self.update(slot, ready, instance);

@@ -47,7 +47,7 @@ use std::sync::Arc;
 
 use ahash::AHashSet;
 use fairlead_prefix::{Config, Hits, Reader, Writer};
-use fairlead_wire::msg::{InFlight, InstanceInfo, Op, Placement, Pong, Welcome};
+use fairlead_wire::msg::{HashSpace, InFlight, InstanceInfo, Op, Placement, Pong, Welcome};
 use fairlead_wire::{Frame, Message, TargetId};
 
 use crate::ClockMap;
@@ -300,7 +300,12 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
         }
         if let Some(remote) = remote {
             // Sent even when it is known, once in a while: the truth keeps the order of last use.
-            self.enqueue(Placement { target: remote, path: path.to_vec(), keep: None });
+            self.enqueue(Placement {
+                target: remote,
+                path: path.to_vec(),
+                keep: None,
+                space: HashSpace::Bytes,
+            });
         }
     }
 
@@ -314,7 +319,12 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
         if let Some(remote) = remote
             && !path.is_empty()
         {
-            self.enqueue(Placement { target: remote, path: path.to_vec(), keep: Some(keep) });
+            self.enqueue(Placement {
+                target: remote,
+                path: path.to_vec(),
+                keep: Some(keep),
+                space: HashSpace::Bytes,
+            });
         }
     }
 

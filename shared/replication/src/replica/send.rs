@@ -1,7 +1,7 @@
 //! What a gateway sends.
 
 use bytes::Bytes;
-use fairlead_wire::msg::{GatewayLoad, Placement, Placements, Recollection, Resume};
+use fairlead_wire::msg::{GatewayLoad, HashSpace, Placement, Placements, Recollection, Resume};
 use fairlead_wire::{Body, Stamp, TargetId, encode};
 
 use super::{Replica, ReplicaSink, ReservationSource};
@@ -107,7 +107,8 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
             let Some(entry) = self.overlay.get(id) else { continue };
             // A target that the new scheduler has not named yet comes round again when it has.
             let Some(remote) = self.remote_of(entry.target) else { continue };
-            let placement = Placement { target: remote, path: entry.path.to_vec(), keep: None };
+            let placement =
+                Placement { target: remote, path: entry.path.to_vec(), keep: None, space: HashSpace::Bytes };
             size += size_of(&placement);
             items.push(placement);
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use ahash::AHashMap;
 use fairlead_wire::TargetId;
-use fairlead_wire::msg::{InstanceInfo, RankLoad, TargetInfo};
+use fairlead_wire::msg::{CacheSource, InstanceInfo, RankLoad, TargetInfo};
 
 use crate::SessionId;
 
@@ -28,6 +28,7 @@ impl Target {
             target: self.id.pack(),
             rank: self.rank,
             ready: self.ready,
+            cache: CacheSource::Placements,
             instance: (*self.info).clone(),
         }
     }

@@ -184,6 +184,7 @@ impl Truth {
             epoch: self.log.epoch,
             cluster_seed: self.cluster_seed,
             heartbeat_ms: (self.config.heartbeat_us / 1_000) as u32,
+            block_tokens: self.config.block_tokens.max(1),
         };
         self.control(session, &welcome);
         self.ping(session);

@@ -311,6 +311,7 @@ impl World {
                     epoch: self.epoch,
                     cluster_seed: 42,
                     heartbeat_ms: (HEARTBEAT / MS) as u32,
+                    block_tokens: 64,
                 };
                 gateway.replica.connected(&welcome, self.now + gateway.skew);
             }

@@ -41,7 +41,7 @@ fn hello(role: Role, name: &str) -> Hello {
 }
 
 fn welcome() -> Welcome {
-    Welcome { protocol: PROTOCOL, epoch: 11, cluster_seed: 12, heartbeat_ms: 1000 }
+    Welcome { protocol: PROTOCOL, epoch: 11, cluster_seed: 12, heartbeat_ms: 1000, block_tokens: 64 }
 }
 
 fn bytes<T: Body>(body: &T, stamp: Stamp) -> Bytes {
