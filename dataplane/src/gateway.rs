@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use fairlead_routing::Fleet;
 
 use crate::options::GatewayOptions;
-use crate::runtime::{ActiveDriver, Executor, bind_shared, sys};
+use crate::runtime::{ActiveDriver, Executor, Listener, Monoio, bind_shared, sys};
 use crate::shard::{self, Inbox};
 use crate::shared::Shared;
 
@@ -105,9 +105,14 @@ pub fn start_with(options: GatewayOptions, shared: Arc<Shared>) -> Result<Gatewa
             shared.shard_started();
             let _ended = Ended(shared.clone());
             let _ = report.send(Ok(driver));
-            if let Err(error) = executor.run(shard::run(listener, options, shared, driver, inbox, seed)) {
-                tracing::error!(shard = index, %error, "shard ended");
-            }
+            executor.run(async {
+                match Listener::from_std(listener, driver) {
+                    Ok(listener) => {
+                        shard::run(Monoio(driver), listener, options, shared, inbox, seed).await;
+                    }
+                    Err(error) => tracing::error!(shard = index, %error, "shard ended"),
+                }
+            });
         })?;
         gateway.threads.push(thread);
     }

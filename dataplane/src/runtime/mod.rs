@@ -1,4 +1,5 @@
-//! The runtime seam: everything that a shard asks of its runtime, over monoio on io_uring or epoll.
+//! The runtime seam: everything that a shard asks of its runtime ([`Runtime`], [`Stream`], [`Acceptor`]), over monoio
+//! on io_uring or epoll ([`Monoio`]).
 //!
 //! One runtime per shard thread; nothing here is `Send` except [`Notify`] and [`Bell`]. Rules of the seam:
 //!
@@ -11,7 +12,9 @@
 mod driver;
 mod gather;
 mod net;
+mod real;
 mod resolve;
+mod seam;
 mod socket;
 pub mod sys;
 mod time;
@@ -19,10 +22,12 @@ mod wake;
 
 pub use driver::{ActiveDriver, Driver, Executor, UnknownDriver};
 pub use net::{Listener, bind_shared, connect};
+pub use real::Monoio;
 pub use resolve::resolve;
+pub use seam::{Acceptor, Either, OutBuf, Runtime, Stream, either};
 pub use socket::Socket;
 pub use sys::{Direction, Peer};
-pub use time::{Either, either, now_us, sleep, within};
+pub use time::{now_us, sleep, within};
 pub use wake::{Bell, Notify};
 
 /// Starts a task on this thread.

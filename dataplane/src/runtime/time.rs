@@ -34,25 +34,3 @@ pub async fn within<F: Future>(limit: Duration, future: F) -> Option<F::Output> 
     })
     .await
 }
-
-/// The first of two futures to end; the other is dropped, so both must be droppable.
-pub async fn either<A: Future, B: Future>(a: A, b: B) -> Either<A::Output, B::Output> {
-    let mut a = pin!(a);
-    let mut b = pin!(b);
-    poll_fn(|cx| {
-        if let Poll::Ready(output) = a.as_mut().poll(cx) {
-            return Poll::Ready(Either::First(output));
-        }
-        b.as_mut().poll(cx).map(Either::Second)
-    })
-    .await
-}
-
-/// Which of two futures ended.
-#[derive(Debug)]
-pub enum Either<A, B> {
-    /// The first.
-    First(A),
-    /// The second.
-    Second(B),
-}

@@ -14,7 +14,7 @@ use super::routes::{self, Route};
 use super::watch::Watch;
 use super::{Shard, intake};
 use crate::http::{Framing, Parsed, RequestHead, Version};
-use crate::runtime::{Direction, Socket, now_us};
+use crate::runtime::{Direction, Runtime, Stream};
 
 /// First buffer of a request: head and body of most requests in one read.
 const FIRST_READ: usize = 16 * 1024;
@@ -24,12 +24,12 @@ const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 64 << 20;
 
 /// A client's connection.
-pub struct Conn {
-    pub(super) shard: Rc<Shard>,
-    pub(super) socket: Socket,
-    pub(super) guard: Guard,
+pub struct Conn<R: Runtime> {
+    pub(super) shard: Rc<Shard<R>>,
+    pub(super) socket: R::Socket,
+    pub(super) guard: Guard<R>,
     pub(super) buf: BytesMut,
-    watch: Watch,
+    watch: Watch<R>,
     head: RequestHead,
     served: u64,
 }
@@ -55,8 +55,8 @@ enum HeadRead {
 }
 
 /// Serves a connection to its end. `slot` is its share of the connection limit.
-pub async fn serve(shard: Rc<Shard>, socket: Socket, slot: Share) {
-    let guard = shard.deadlines.register(socket.fd());
+pub async fn serve<R: Runtime>(shard: Rc<Shard<R>>, socket: R::Socket, slot: Share) {
+    let guard = shard.deadlines.register(socket.handle());
     let watch = Watch::new(socket.clone());
     let mut conn =
         Conn { shard, socket, guard, buf: BytesMut::new(), watch, head: RequestHead::new(), served: 0 };
@@ -73,7 +73,7 @@ pub async fn serve(shard: Rc<Shard>, socket: Socket, slot: Share) {
     drop(slot);
 }
 
-impl Conn {
+impl<R: Runtime> Conn<R> {
     async fn next(&mut self) -> Next {
         match self.read_head().await {
             HeadRead::Complete(len) => {
@@ -138,7 +138,7 @@ impl Conn {
     }
 
     async fn request(&mut self, head_len: usize) -> Next {
-        let began_us = now_us();
+        let began_us = R::now_us();
         let base_path = self.shard.options.base_path.as_str();
         let path = self.head.route(&self.buf, base_path);
         let style = routes::error_style(path);
@@ -186,7 +186,7 @@ impl Conn {
                 held,
                 request_id: &request_id,
                 began_us,
-                read_us: now_us(),
+                read_us: R::now_us(),
                 keep_alive,
                 read_ahead: !self.buf.is_empty(),
             },
@@ -283,7 +283,7 @@ impl Conn {
     }
 }
 
-impl Conn {
+impl<R: Runtime> Conn<R> {
     /// Takes `len` bytes from the front of what was read.
     pub(super) fn take_bytes(&mut self, len: usize) -> Bytes {
         self.buf.split_to(len).freeze()

@@ -5,21 +5,22 @@
 //! passes over a flat table a few times a second, which bounds how late a deadline fires.
 
 use std::cell::RefCell;
-use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::runtime::{Direction, now_us, sys};
+use crate::runtime::{Direction, Runtime, Stream};
+
+/// Names a connection of the runtime.
+type Handle<R> = <<R as Runtime>::Socket as Stream>::Handle;
 
 /// Longest pause between sweeps.
 const MAX_TICK_US: u64 = 200_000;
 /// Shortest pause between sweeps: how late a deadline may fire when it is near.
 const MIN_TICK_US: u64 = 10_000;
 
-#[derive(Clone, Copy)]
-struct Entry {
+struct Entry<R: Runtime> {
     at_us: u64,
-    fd: RawFd,
+    handle: Handle<R>,
     direction: Direction,
     fired: bool,
     idle: bool,
@@ -27,17 +28,28 @@ struct Entry {
 }
 
 /// The table of one shard.
-#[derive(Default)]
-pub struct Deadlines {
-    entries: RefCell<Vec<Entry>>,
+pub struct Deadlines<R: Runtime> {
+    entries: RefCell<Vec<Entry<R>>>,
     free: RefCell<Vec<usize>>,
 }
 
-impl Deadlines {
-    /// Registers a connection without a deadline. The guard must not outlive the descriptor.
-    pub fn register(self: &Rc<Self>, fd: RawFd) -> Guard {
-        let entry =
-            Entry { at_us: u64::MAX, fd, direction: Direction::Read, fired: false, idle: false, live: true };
+impl<R: Runtime> Default for Deadlines<R> {
+    fn default() -> Self {
+        Self { entries: RefCell::default(), free: RefCell::default() }
+    }
+}
+
+impl<R: Runtime> Deadlines<R> {
+    /// Registers a connection without a deadline. The guard must not outlive it.
+    pub fn register(self: &Rc<Self>, handle: Handle<R>) -> Guard<R> {
+        let entry = Entry {
+            at_us: u64::MAX,
+            handle,
+            direction: Direction::Read,
+            fired: false,
+            idle: false,
+            live: true,
+        };
         let mut entries = self.entries.borrow_mut();
         let index = match self.free.borrow_mut().pop() {
             Some(index) => {
@@ -79,22 +91,22 @@ impl Deadlines {
     }
 }
 
-fn fire(entry: &mut Entry) {
+fn fire<R: Runtime>(entry: &mut Entry<R>) {
     entry.at_us = u64::MAX;
     entry.fired = true;
-    sys::shutdown(entry.fd, entry.direction);
+    R::Socket::shutdown_by(entry.handle, entry.direction);
 }
 
 /// One connection's place in the table.
-pub struct Guard {
-    table: Rc<Deadlines>,
+pub struct Guard<R: Runtime> {
+    table: Rc<Deadlines<R>>,
     index: usize,
 }
 
-impl Guard {
+impl<R: Runtime> Guard<R> {
     /// Ends reading `after` from now.
     pub fn arm_read(&self, after: Duration) {
-        self.set(now_us().saturating_add(after.as_micros() as u64), Direction::Read, false);
+        self.set(R::now_us().saturating_add(after.as_micros() as u64), Direction::Read, false);
     }
 
     /// Ends reading at a point in time.
@@ -104,12 +116,12 @@ impl Guard {
 
     /// Like [`arm_read`](Self::arm_read), and marks the connection as waiting for a request: a drain may end it.
     pub fn arm_idle(&self, after: Duration) {
-        self.set(now_us().saturating_add(after.as_micros() as u64), Direction::Read, true);
+        self.set(R::now_us().saturating_add(after.as_micros() as u64), Direction::Read, true);
     }
 
     /// Ends both directions `after` from now.
     pub fn arm_write(&self, after: Duration) {
-        self.set(now_us().saturating_add(after.as_micros() as u64), Direction::Both, false);
+        self.set(R::now_us().saturating_add(after.as_micros() as u64), Direction::Both, false);
     }
 
     /// No deadline.
@@ -131,7 +143,7 @@ impl Guard {
     }
 }
 
-impl Drop for Guard {
+impl<R: Runtime> Drop for Guard<R> {
     fn drop(&mut self) {
         self.table.entries.borrow_mut()[self.index].live = false;
         self.table.free.borrow_mut().push(self.index);
@@ -141,6 +153,7 @@ impl Drop for Guard {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::Monoio;
     use std::io::Read;
     use std::os::fd::AsRawFd;
 
@@ -152,7 +165,7 @@ mod tests {
 
     #[test]
     fn overdue_entries_are_ended_once_and_places_are_reused() {
-        let table = Rc::new(Deadlines::default());
+        let table = Rc::new(Deadlines::<Monoio>::default());
         let (_client, mut server) = pair();
         let guard = table.register(server.as_raw_fd());
         assert_eq!(table.sweep(0), Duration::from_micros(MAX_TICK_US));
@@ -170,7 +183,7 @@ mod tests {
 
     #[test]
     fn a_drain_ends_idle_connections_only() {
-        let table = Rc::new(Deadlines::default());
+        let table = Rc::new(Deadlines::<Monoio>::default());
         let (pair_a, pair_b) = (pair(), pair());
         let idle = table.register(pair_a.1.as_raw_fd());
         let busy = table.register(pair_b.1.as_raw_fd());

@@ -10,7 +10,6 @@ use fairlead_wire::TargetId;
 
 use super::answer::{Refusal, shown};
 use crate::options::GatewayOptions;
-use crate::runtime::now_us;
 use crate::shared::Shared;
 
 /// What the shard told the control thread about one pick.
@@ -111,6 +110,7 @@ pub fn pick(
     shared: &Shared,
     options: &GatewayOptions,
     scratch: &mut Scratch,
+    now_us: u64,
 ) -> Result<Plan, NoPlan> {
     let request = PlanRequest {
         model: &prompt.model,
@@ -118,7 +118,7 @@ pub fn pick(
         prompt_tokens: prompt.tokens,
         tried,
         policy: options.policy,
-        now_us: now_us(),
+        now_us,
     };
     plan(&request, &shared.fleet, scratch)
 }

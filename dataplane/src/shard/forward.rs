@@ -22,7 +22,7 @@ use super::{Shard, observe, probe};
 use crate::http::{
     BodyReader, ClientHead, OutgoingBody, RequestHead, RequestIdRule, ResponseHead, UpstreamHead,
 };
-use crate::runtime::{Direction, Socket, now_us, sleep};
+use crate::runtime::{Direction, Runtime, Stream as _};
 
 /// Largest body that is scanned on the shard, bytes. Plain text of that size takes some hundred microseconds.
 const IN_LINE: usize = 1 << 20;
@@ -52,13 +52,13 @@ pub struct Incoming<'a> {
 }
 
 /// The client's end.
-pub struct Client<'a> {
+pub struct Client<'a, R: Runtime> {
     /// Connection.
-    pub socket: &'a Socket,
+    pub socket: &'a R::Socket,
     /// Deadline.
-    pub guard: &'a Guard,
+    pub guard: &'a Guard<R>,
     /// Watch.
-    pub watch: &'a mut Watch,
+    pub watch: &'a mut Watch<R>,
 }
 
 /// What is left to do for the connection.
@@ -77,7 +77,11 @@ pub enum Outcome {
 }
 
 /// Serves one request.
-pub async fn forward(shard: &Rc<Shard>, client: Client<'_>, request: Incoming<'_>) -> Outcome {
+pub async fn forward<R: Runtime>(
+    shard: &Rc<Shard<R>>,
+    client: Client<'_, R>,
+    request: Incoming<'_>,
+) -> Outcome {
     let Some(_in_flight) = shard.shared.in_flight.take(1) else {
         let refusal = Refusal::new(503, "too many requests are in flight").code("overloaded").retry_after(1);
         shard.metrics.ended(None, refusal.status);
@@ -108,9 +112,9 @@ pub async fn forward(shard: &Rc<Shard>, client: Client<'_>, request: Incoming<'_
 
 /// Scans and hashes the body: in line, or for a large one on the helper thread, so that the shard's other connections
 /// do not wait for it.
-async fn read(
-    shard: &Rc<Shard>,
-    watch: &mut Watch,
+async fn read<R: Runtime>(
+    shard: &Rc<Shard<R>>,
+    watch: &mut Watch<R>,
     request: &Incoming<'_>,
 ) -> Waited<Result<Prompt, Refusal>> {
     let api = request.api;
@@ -127,9 +131,9 @@ async fn read(
     }
 }
 
-struct Attempts<'a> {
-    shard: &'a Rc<Shard>,
-    client: Client<'a>,
+struct Attempts<'a, R: Runtime> {
+    shard: &'a Rc<Shard<R>>,
+    client: Client<'a, R>,
     request: Incoming<'a>,
     prompt: Prompt,
     tried: Vec<Arc<TargetEntry>>,
@@ -144,7 +148,7 @@ enum Attempt {
     Elsewhere(Box<Plan>),
 }
 
-impl Attempts<'_> {
+impl<R: Runtime> Attempts<'_, R> {
     async fn run(mut self) -> Outcome {
         let mut plan = match self.pick() {
             Ok(plan) => plan,
@@ -187,7 +191,7 @@ impl Attempts<'_> {
     fn pick(&self) -> Result<Plan, NoPlan> {
         let shard = self.shard;
         let mut scratch = shard.scratch.borrow_mut();
-        let plan = pick(&self.prompt, &self.tried, &shard.shared, &shard.options, &mut scratch)?;
+        let plan = pick(&self.prompt, &self.tried, &shard.shared, &shard.options, &mut scratch, R::now_us())?;
         shard.metrics.picked(&plan);
         Ok(plan)
     }
@@ -206,7 +210,7 @@ impl Attempts<'_> {
     fn note_failure(&self, target: &Arc<TargetEntry>, cause: Cause) {
         match cause {
             Cause::Refused | Cause::ConnectTimeout => {
-                target.cells.connect_failed(now_us());
+                target.cells.connect_failed(R::now_us());
                 probe::begin(self.shard, target);
             }
             // One broken answer or connection is no proof that the next one fails; exhaustion here and overload
@@ -218,14 +222,15 @@ impl Attempts<'_> {
 
     /// Whether the number of attempts and the budget allow one more.
     fn may_retry(&self) -> bool {
-        self.tried.len() <= self.shard.options.retry.max_retries as usize && self.shard.retries.take(now_us())
+        self.tried.len() <= self.shard.options.retry.max_retries as usize
+            && self.shard.retries.take(R::now_us())
     }
 
     /// Backs off; the outcome if the client leaves meanwhile.
     async fn pause(&mut self) -> Option<Outcome> {
         let retries = u32::try_from(self.tried.len()).unwrap_or(u32::MAX).clamp(1, 8);
         let pause = backoff(self.shard.options.retry.backoff, retries, self.shard.draw());
-        match unless_gone(sleep(pause), self.client.watch).await {
+        match unless_gone(R::sleep(pause), self.client.watch).await {
             Waited::Got(()) => None,
             Waited::Gone => Some(Outcome::Left),
         }
@@ -255,7 +260,7 @@ impl Attempts<'_> {
         }
     }
 
-    async fn connect(&mut self, target: &TargetEntry, fresh: bool) -> Result<Upstream, Attempt> {
+    async fn connect(&mut self, target: &TargetEntry, fresh: bool) -> Result<Upstream<R>, Attempt> {
         match unless_gone(acquire(self.shard, target, fresh), self.client.watch).await {
             Waited::Got(Ok(upstream)) => {
                 target.cells.connected();
@@ -266,7 +271,7 @@ impl Attempts<'_> {
         }
     }
 
-    async fn try_on(&mut self, upstream: Upstream, plan: Plan) -> Tried {
+    async fn try_on(&mut self, upstream: Upstream<R>, plan: Plan) -> Tried {
         let Upstream { socket, .. } = upstream;
         let outgoing = self.outgoing(plan.target());
         let make = |buf: BytesMut| socket.read(buf);
@@ -274,7 +279,7 @@ impl Attempts<'_> {
         let mut reads = Reads::new(op.as_mut(), make);
         let mut answer = self.shard.answers.borrow_mut().pop().unwrap_or_default();
         let hold = self.shard.options.timeouts.head_hold;
-        let sent_us = now_us();
+        let sent_us = R::now_us();
         let exchanged = exchange(&socket, &mut reads, outgoing, &mut answer, self.client.watch, hold).await;
         let (head, rest, sent) = match exchanged {
             Exchanged::Answer { head, rest, sent } => (head, rest, sent),

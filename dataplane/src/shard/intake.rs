@@ -8,7 +8,7 @@ use super::answer::Refusal;
 use super::budget::Share;
 use super::conn::Conn;
 use crate::http::{BodyReader, CONTINUE, Framing, Version};
-use crate::runtime::now_us;
+use crate::runtime::{Runtime, Stream};
 
 /// Bodies that lie in the first buffer are bounded by the number of connections and not counted.
 const UNCOUNTED: usize = 16 * 1024;
@@ -36,7 +36,7 @@ pub enum BodyRead {
 }
 
 /// Reads the body that follows the head just taken out of the connection's buffer.
-pub async fn read_body(conn: &mut Conn, framing: Framing, expects: bool) -> BodyRead {
+pub async fn read_body<R: Runtime>(conn: &mut Conn<R>, framing: Framing, expects: bool) -> BodyRead {
     match framing {
         Framing::None | Framing::Length(0) | Framing::UntilClose => {
             BodyRead::Complete { body: Bytes::new(), held: None }
@@ -68,7 +68,7 @@ fn too_slow() -> Refusal {
 }
 
 /// Tells a waiting client to go on. False: it is gone.
-async fn tell_to_continue(conn: &mut Conn, expects: bool) -> bool {
+async fn tell_to_continue<R: Runtime>(conn: &mut Conn<R>, expects: bool) -> bool {
     if !expects || !conn.buf.is_empty() || conn.version() == Version::Http10 {
         return true;
     }
@@ -78,7 +78,7 @@ async fn tell_to_continue(conn: &mut Conn, expects: bool) -> bool {
     result.is_ok()
 }
 
-async fn plain(conn: &mut Conn, length: usize, expects: bool) -> BodyRead {
+async fn plain<R: Runtime>(conn: &mut Conn<R>, length: usize, expects: bool) -> BodyRead {
     let mut held = None;
     if length > UNCOUNTED {
         match conn.shard.shared.body_bytes.take(UNCOUNTED) {
@@ -89,7 +89,7 @@ async fn plain(conn: &mut Conn, length: usize, expects: bool) -> BodyRead {
     if !tell_to_continue(conn, expects).await {
         return BodyRead::Close;
     }
-    let pace = Pace::new(conn.shard.options.timeouts.body);
+    let pace = Pace::new(R::now_us(), conn.shard.options.timeouts.body);
     while conn.buf.len() < length {
         let have = conn.buf.len();
         if conn.buf.capacity() == have {
@@ -122,12 +122,12 @@ async fn plain(conn: &mut Conn, length: usize, expects: bool) -> BodyRead {
     BodyRead::Complete { body: conn.take_bytes(length), held }
 }
 
-async fn chunked(conn: &mut Conn, expects: bool) -> BodyRead {
+async fn chunked<R: Runtime>(conn: &mut Conn<R>, expects: bool) -> BodyRead {
     if !tell_to_continue(conn, expects).await {
         return BodyRead::Close;
     }
     let max = conn.shard.options.limits.max_body;
-    let pace = Pace::new(conn.shard.options.timeouts.body);
+    let pace = Pace::new(R::now_us(), conn.shard.options.timeouts.body);
     let mut reader = BodyReader::new(Framing::Chunked);
     let mut body = BytesMut::new();
     let mut held: Option<Share> = None;
@@ -180,8 +180,8 @@ enum Filled {
     End,
 }
 
-async fn fill(conn: &mut Conn, pace: &Pace, received: u64) -> Filled {
-    conn.guard.arm_read_at(pace.deadline(received));
+async fn fill<R: Runtime>(conn: &mut Conn<R>, pace: &Pace, received: u64) -> Filled {
+    conn.guard.arm_read_at(pace.deadline_at(R::now_us(), received));
     let (result, buf) = conn.socket.read(std::mem::take(&mut conn.buf)).await;
     conn.buf = buf;
     match result {
@@ -198,12 +198,8 @@ struct Pace {
 }
 
 impl Pace {
-    fn new(allowance: Duration) -> Self {
-        Self { began_us: now_us(), allowance_us: allowance.as_micros() as u64 }
-    }
-
-    fn deadline(&self, received: u64) -> u64 {
-        self.deadline_at(now_us(), received)
+    fn new(began_us: u64, allowance: Duration) -> Self {
+        Self { began_us, allowance_us: allowance.as_micros() as u64 }
     }
 
     /// The allowance from now, but not beyond what the average rate grants.

@@ -22,7 +22,6 @@ pub(crate) use offload::Offload;
 pub use routes::readiness;
 
 use std::cell::{Cell, RefCell};
-use std::net::TcpListener as StdListener;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +30,7 @@ use fairlead_routing::Scratch;
 
 use crate::http::{RequestIds, ResponseHead};
 use crate::options::GatewayOptions;
-use crate::runtime::{ActiveDriver, Either, Listener, Notify, either, now_us, sleep, spawn, within};
+use crate::runtime::{Acceptor, Either, Notify, Runtime, Stream, either};
 use crate::shared::Shared;
 
 use budget::RetryBudget;
@@ -60,12 +59,12 @@ impl Inbox {
 }
 
 /// What the connections of a shard share.
-pub(crate) struct Shard {
+pub(crate) struct Shard<R: Runtime> {
     pub options: Arc<GatewayOptions>,
     pub shared: Arc<Shared>,
-    pub driver: ActiveDriver,
-    pub deadlines: Rc<Deadlines>,
-    pub pool: Pool,
+    pub runtime: R,
+    pub deadlines: Rc<Deadlines<R>>,
+    pub pool: Pool<R>,
     pub retries: RetryBudget,
     pub probes: probe::Probes,
     pub metrics: Metrics,
@@ -76,11 +75,11 @@ pub(crate) struct Shard {
     random: Cell<u64>,
 }
 
-impl Shard {
-    fn new(options: Arc<GatewayOptions>, shared: Arc<Shared>, driver: ActiveDriver, seed: u64) -> Rc<Self> {
+impl<R: Runtime> Shard<R> {
+    fn new(options: Arc<GatewayOptions>, shared: Arc<Shared>, runtime: R, seed: u64) -> Rc<Self> {
         let id_seed = u128::from(mix(seed)) << 64 | u128::from(mix(seed ^ 1));
         Rc::new(Self {
-            driver,
+            runtime,
             deadlines: Rc::default(),
             pool: Pool::new(options.timeouts.pool_idle, options.limits.pool_per_target),
             retries: RetryBudget::new(&options.retry),
@@ -121,17 +120,16 @@ fn mix(z: u64) -> u64 {
 
 /// Runs a shard until it is told to drain and its connections have ended; those left are ended when it is told to cut
 /// them off.
-pub(crate) async fn run(
-    listener: StdListener,
+pub(crate) async fn run<R: Runtime>(
+    runtime: R,
+    listener: R::Listener,
     options: Arc<GatewayOptions>,
     shared: Arc<Shared>,
-    driver: ActiveDriver,
     inbox: Inbox,
     seed: u64,
-) -> std::io::Result<()> {
-    let listener = Listener::from_std(listener, driver)?;
-    let shard = Shard::new(options, shared, driver, seed);
-    spawn(sweep(shard.clone()));
+) {
+    let shard = Shard::new(options, shared, runtime, seed);
+    R::spawn(sweep(shard.clone()));
     accept_until_drain(&shard, &listener, &inbox).await;
     drop(listener);
     // Connections that wait for a request end at once; those that serve one end with their answer.
@@ -140,21 +138,20 @@ pub(crate) async fn run(
         if shard.shared.is_cut_off() {
             shard.deadlines.end_all();
         }
-        within(Duration::from_millis(20), inbox.notify.notified()).await;
+        R::within(Duration::from_millis(20), inbox.notify.notified()).await;
     }
-    Ok(())
 }
 
 /// Ends what is overdue, and closes pooled connections that are too old.
-async fn sweep(shard: Rc<Shard>) {
+async fn sweep<R: Runtime>(shard: Rc<Shard<R>>) {
     loop {
-        let pause = shard.deadlines.sweep(now_us());
+        let pause = shard.deadlines.sweep(R::now_us());
         shard.pool.purge();
-        sleep(pause).await;
+        R::sleep(pause).await;
     }
 }
 
-async fn accept_until_drain(shard: &Rc<Shard>, listener: &Listener, inbox: &Inbox) {
+async fn accept_until_drain<R: Runtime>(shard: &Rc<Shard<R>>, listener: &R::Listener, inbox: &Inbox) {
     let mut last_complaint_us = 0;
     loop {
         if shard.shared.is_draining() {
@@ -166,18 +163,18 @@ async fn accept_until_drain(shard: &Rc<Shard>, listener: &Listener, inbox: &Inbo
             Ok(Accepted::All) => {
                 if let Either::First(Err(error)) = either(listener.ready(), inbox.notify.notified()).await {
                     tracing::warn!(%error, "waiting for connections failed");
-                    sleep(ACCEPT_PAUSE).await;
+                    R::sleep(ACCEPT_PAUSE).await;
                 }
             }
             // More may wait; the tasks just started run first.
-            Ok(Accepted::Batch) => sleep(Duration::from_millis(1)).await,
+            Ok(Accepted::Batch) => R::sleep(Duration::from_millis(1)).await,
             Err(error) => {
-                let now = now_us();
+                let now = R::now_us();
                 if now.saturating_sub(last_complaint_us) >= 1_000_000 {
                     last_complaint_us = now;
                     tracing::warn!(%error, "cannot accept connections");
                 }
-                sleep(ACCEPT_PAUSE).await;
+                R::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
@@ -188,7 +185,11 @@ enum Accepted {
     Batch,
 }
 
-fn accept_waiting(shard: &Rc<Shard>, listener: &Listener, most: usize) -> std::io::Result<Accepted> {
+fn accept_waiting<R: Runtime>(
+    shard: &Rc<Shard<R>>,
+    listener: &R::Listener,
+    most: usize,
+) -> std::io::Result<Accepted> {
     for _ in 0..most {
         let Some(socket) = listener.take()? else { return Ok(Accepted::All) };
         let Some(slot) = shard.shared.connections.take(1) else {
@@ -198,7 +199,7 @@ fn accept_waiting(shard: &Rc<Shard>, listener: &Listener, most: usize) -> std::i
         };
         shard.connections.set(shard.connections.get() + 1);
         let shard = shard.clone();
-        spawn(async move {
+        R::spawn(async move {
             let counted = Counted(shard.clone());
             conn::serve(shard, socket, slot).await;
             drop(counted);
@@ -208,9 +209,9 @@ fn accept_waiting(shard: &Rc<Shard>, listener: &Listener, most: usize) -> std::i
 }
 
 /// One connection in the shard's count.
-struct Counted(Rc<Shard>);
+struct Counted<R: Runtime>(Rc<Shard<R>>);
 
-impl Drop for Counted {
+impl<R: Runtime> Drop for Counted<R> {
     fn drop(&mut self) {
         self.0.connections.set(self.0.connections.get() - 1);
     }

@@ -10,6 +10,7 @@ use super::Shard;
 use super::decide::Prompt;
 use super::relay::Ended;
 use super::upstream::Cause;
+use crate::runtime::Runtime;
 
 /// Status counted for requests whose client left before it was answered.
 pub const CLIENT_LEFT: u16 = 499;
@@ -91,7 +92,7 @@ pub struct Answered<'a> {
 }
 
 /// Takes an answered request into account.
-pub fn answered(shard: &Shard, answered: &Answered<'_>) {
+pub fn answered<R: Runtime>(shard: &Shard<R>, answered: &Answered<'_>) {
     let metrics = &shard.metrics;
     let status = match answered.ended {
         Ended::ClientGone => CLIENT_LEFT,

@@ -7,31 +7,31 @@ use std::time::Duration;
 use ahash::AHashMap;
 use fairlead_wire::TargetId;
 
-use crate::runtime::{Socket, now_us};
+use crate::runtime::{Runtime, Stream};
 
-struct Kept {
-    socket: Socket,
+struct Kept<S> {
+    socket: S,
     since_us: u64,
 }
 
 /// Idle connections by target, the youngest reused first. Bounded per target: the oldest makes room.
-pub struct Pool {
-    idle: RefCell<AHashMap<TargetId, VecDeque<Kept>>>,
+pub struct Pool<R: Runtime> {
+    idle: RefCell<AHashMap<TargetId, VecDeque<Kept<R::Socket>>>>,
     max_idle_us: u64,
     per_target: usize,
 }
 
-impl Pool {
+impl<R: Runtime> Pool<R> {
     /// An empty pool.
     pub fn new(max_idle: Duration, per_target: usize) -> Self {
         Self { idle: RefCell::default(), max_idle_us: max_idle.as_micros() as u64, per_target }
     }
 
     /// Takes a connection that is young enough and that the target has not closed.
-    pub fn take(&self, target: TargetId) -> Option<Socket> {
+    pub fn take(&self, target: TargetId) -> Option<R::Socket> {
         let mut idle = self.idle.borrow_mut();
         let kept = idle.get_mut(&target)?;
-        let oldest = now_us().saturating_sub(self.max_idle_us);
+        let oldest = R::now_us().saturating_sub(self.max_idle_us);
         while let Some(Kept { socket, since_us }) = kept.pop_back() {
             if since_us < oldest {
                 // All that are left are older still.
@@ -46,7 +46,7 @@ impl Pool {
     }
 
     /// Keeps a connection whose last answer has ended.
-    pub fn put(&self, target: TargetId, socket: Socket) {
+    pub fn put(&self, target: TargetId, socket: R::Socket) {
         if self.per_target == 0 {
             return;
         }
@@ -55,12 +55,12 @@ impl Pool {
         if kept.len() >= self.per_target {
             kept.pop_front();
         }
-        kept.push_back(Kept { socket, since_us: now_us() });
+        kept.push_back(Kept { socket, since_us: R::now_us() });
     }
 
     /// Closes what is too old and forgets targets without connections.
     pub fn purge(&self) {
-        let oldest = now_us().saturating_sub(self.max_idle_us);
+        let oldest = R::now_us().saturating_sub(self.max_idle_us);
         self.idle.borrow_mut().retain(|_, kept| {
             while kept.front().is_some_and(|first| first.since_us < oldest) {
                 kept.pop_front();

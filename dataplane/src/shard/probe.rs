@@ -15,7 +15,7 @@ use fairlead_wire::TargetId;
 
 use super::Shard;
 use super::upstream::acquire;
-use crate::runtime::{now_us, sleep, spawn};
+use crate::runtime::Runtime;
 
 /// Pause between probes; shorter than the shortest exclusion, so that a circuit does not lapse in between.
 const PAUSE: Duration = Duration::from_millis(400);
@@ -27,16 +27,16 @@ pub struct Probes {
 }
 
 /// Probes `target` until it takes a connection, has left the table, or the gateway drains.
-pub fn begin(shard: &Rc<Shard>, target: &Arc<TargetEntry>) {
+pub fn begin<R: Runtime>(shard: &Rc<Shard<R>>, target: &Arc<TargetEntry>) {
     if !shard.probes.running.borrow_mut().insert(target.id) {
         return;
     }
     let (shard, target) = (shard.clone(), target.clone());
-    spawn(async move {
+    R::spawn(async move {
         while is_wanted(&shard, &target) {
-            sleep(PAUSE).await;
+            R::sleep(PAUSE).await;
             // A connect that hangs must not outlast the exclusion.
-            target.cells.connect_failed(now_us());
+            target.cells.connect_failed(R::now_us());
             if let Ok(upstream) = acquire(&shard, &target, true).await {
                 target.cells.connected();
                 shard.pool.put(target.id, upstream.socket);
@@ -48,6 +48,6 @@ pub fn begin(shard: &Rc<Shard>, target: &Arc<TargetEntry>) {
     });
 }
 
-fn is_wanted(shard: &Shard, target: &TargetEntry) -> bool {
+fn is_wanted<R: Runtime>(shard: &Shard<R>, target: &TargetEntry) -> bool {
     !shard.shared.is_draining() && shard.shared.fleet.table().get(target.id).is_some()
 }

@@ -15,7 +15,7 @@ use super::deadlines::Guard;
 use super::upstream::{READ_SMALL, ReadResult, Reads, Waited};
 use super::watch::{Probe, Watch};
 use crate::http::{BodyReader, ClientBody, LAST_CHUNK, Relay, ResponseHead, write_chunk};
-use crate::runtime::{Direction, Socket, now_us};
+use crate::runtime::{Direction, OutBuf, Runtime, Stream as _};
 
 /// Buffer for bodies that fill a small one: fewer turns per byte.
 const READ_LARGE: usize = 64 * 1024;
@@ -87,20 +87,20 @@ pub enum Ended {
 }
 
 /// Everything about the client that a relay needs.
-pub struct ClientSide<'a> {
+pub struct ClientSide<'a, R: Runtime> {
     /// The client's connection.
-    pub socket: &'a Socket,
+    pub socket: &'a R::Socket,
     /// Its deadline.
-    pub guard: &'a Guard,
+    pub guard: &'a Guard<R>,
     /// Its watch.
-    pub watch: &'a mut Watch,
+    pub watch: &'a mut Watch<R>,
     /// Longest time that a write may take.
     pub stall: std::time::Duration,
 }
 
-impl ClientSide<'_> {
+impl<R: Runtime> ClientSide<'_, R> {
     /// Writes `from..to` of `buf`; `None` when the client does not take it.
-    pub async fn write<B: monoio::buf::IoBuf>(&mut self, buf: B, from: usize, to: usize) -> Option<B> {
+    pub async fn write<B: OutBuf>(&mut self, buf: B, from: usize, to: usize) -> Option<B> {
         self.guard.arm_write(self.stall);
         let (result, buf) = self.socket.write_range(buf, from, to).await;
         self.guard.clear();
@@ -131,22 +131,23 @@ pub struct Stream<'a> {
 impl Stream<'_> {
     /// Relays. `out` holds the head for the client, `burst` what came behind the engine's head. `on_first` is called
     /// at the body's first byte.
-    pub async fn run<F, M>(
+    pub async fn run<R, F, M>(
         &mut self,
-        client: &mut ClientSide<'_>,
-        upstream: &Socket,
+        client: &mut ClientSide<'_, R>,
+        upstream: &R::Socket,
         reads: &mut Reads<'_, F, M>,
         mut out: Vec<u8>,
         mut burst: BytesMut,
         mut on_first: impl FnMut(),
     ) -> Ended
     where
+        R: Runtime,
         F: Future<Output = ReadResult>,
         M: Fn(BytesMut) -> F,
     {
         loop {
             if !burst.is_empty() {
-                self.last_us = now_us();
+                self.last_us = R::now_us();
                 if self.first_us == 0 {
                     self.first_us = self.last_us;
                     on_first();
@@ -170,7 +171,7 @@ impl Stream<'_> {
                 let len = out.len();
                 match client.write(std::mem::take(&mut out), 0, len).await {
                     Some(back) => out = back,
-                    None => return gone(upstream),
+                    None => return gone::<R>(upstream),
                 }
                 out.clear();
             }
@@ -178,13 +179,13 @@ impl Stream<'_> {
             if passed > 0 {
                 match client.write(burst, 0, passed).await {
                     Some(back) => burst = back,
-                    None => return gone(upstream),
+                    None => return gone::<R>(upstream),
                 }
             }
             if raw.consumed > 0 {
                 client.watch.chunk_sent();
                 if self.passed_us == 0 {
-                    self.passed_us = now_us();
+                    self.passed_us = R::now_us();
                 }
             }
             if self.reader.is_done() {
@@ -213,7 +214,7 @@ impl Stream<'_> {
             })
             .await;
             match waited {
-                Waited::Gone => return gone(upstream),
+                Waited::Gone => return gone::<R>(upstream),
                 Waited::Got((Ok(count), buf)) if count > 0 => burst = buf,
                 Waited::Got((result, _)) => {
                     if result.is_ok() && self.reader.end_of_input().is_ok() {
@@ -265,20 +266,25 @@ impl Stream<'_> {
     }
 
     /// The engine ended a body that lasts until the close.
-    async fn closed(&mut self, client: &mut ClientSide<'_>, upstream: &Socket, mut out: Vec<u8>) -> Ended {
+    async fn closed<R: Runtime>(
+        &mut self,
+        client: &mut ClientSide<'_, R>,
+        upstream: &R::Socket,
+        mut out: Vec<u8>,
+    ) -> Ended {
         if self.body.relay == Relay::Chunk {
             out.extend_from_slice(LAST_CHUNK);
         }
         let len = out.len();
         if len > 0 && client.write(out, 0, len).await.is_none() {
-            return gone(upstream);
+            return gone::<R>(upstream);
         }
         Ended::Complete { clean: false }
     }
 
     /// The engine broke off in the middle. An event stream gets an error event, and an end of its framing but no
     /// `[DONE]`; any other body is left visibly incomplete. `out` may hold bytes that were still to go.
-    async fn broken(&mut self, client: &mut ClientSide<'_>, mut out: Vec<u8>) -> Ended {
+    async fn broken<R: Runtime>(&mut self, client: &mut ClientSide<'_, R>, mut out: Vec<u8>) -> Ended {
         let finished = self.observer.is_done();
         let event = match &self.observer {
             Observer::Events(_) if finished => Some(Vec::new()),
@@ -332,7 +338,7 @@ struct Taken {
     pass: usize,
 }
 
-fn gone(upstream: &Socket) -> Ended {
+fn gone<R: Runtime>(upstream: &R::Socket) -> Ended {
     upstream.shutdown(Direction::Both);
     Ended::ClientGone
 }

@@ -13,7 +13,7 @@ use fairlead_routing::TargetEntry;
 use super::Shard;
 use super::watch::{Probe, Watch};
 use crate::http::{Framing, HeadLimits, Parsed, ResponseHead};
-use crate::runtime::{Direction, Socket, connect, resolve, sleep};
+use crate::runtime::{Direction, Runtime, Stream};
 
 /// Buffer for the head of an answer and for events of a stream.
 pub const READ_SMALL: usize = 8 * 1024;
@@ -53,9 +53,9 @@ impl Cause {
 }
 
 /// A connection to a target.
-pub struct Upstream {
+pub struct Upstream<R: Runtime> {
     /// The connection.
-    pub socket: Socket,
+    pub socket: R::Socket,
     /// It served a request before, so the target may have closed it meanwhile.
     pub reused: bool,
 }
@@ -69,7 +69,7 @@ pub enum Waited<T> {
 }
 
 /// Waits for `future` while the client is watched. `future` must be droppable.
-pub async fn unless_gone<F: Future>(future: F, watch: &mut Watch) -> Waited<F::Output> {
+pub async fn unless_gone<R: Runtime, F: Future>(future: F, watch: &mut Watch<R>) -> Waited<F::Output> {
     let mut future = pin!(future);
     poll_fn(|cx| {
         if let Poll::Ready(output) = future.as_mut().poll(cx) {
@@ -81,15 +81,19 @@ pub async fn unless_gone<F: Future>(future: F, watch: &mut Watch) -> Waited<F::O
 }
 
 /// A connection to `target`: a kept one where there is one (unless `fresh`), else a new one.
-pub async fn acquire(shard: &Shard, target: &TargetEntry, fresh: bool) -> Result<Upstream, Cause> {
+pub async fn acquire<R: Runtime>(
+    shard: &Shard<R>,
+    target: &TargetEntry,
+    fresh: bool,
+) -> Result<Upstream<R>, Cause> {
     if !fresh && let Some(socket) = shard.pool.take(target.id) {
         return Ok(Upstream { socket, reused: true });
     }
     let addr = match target.address.parse::<SocketAddr>() {
         Ok(addr) => addr,
-        Err(_) => resolve(&target.address).await.ok_or(Cause::Refused)?,
+        Err(_) => R::resolve(&target.address).await.ok_or(Cause::Refused)?,
     };
-    match connect(addr, shard.options.timeouts.connect, shard.driver).await {
+    match shard.runtime.connect(addr, shard.options.timeouts.connect).await {
         Ok(socket) => Ok(Upstream { socket, reused: false }),
         Err(error) => Err(match (error.kind(), error.raw_os_error()) {
             (io::ErrorKind::TimedOut, _) => Cause::ConnectTimeout,
@@ -174,15 +178,16 @@ pub enum Exchanged {
 
 /// Sends a request and reads the head of its answer, and then waits up to `hold` for the body's first byte, so that
 /// an engine that dies in the middle of its prefill can still be replaced by another.
-pub async fn exchange<F, M>(
-    socket: &Socket,
+pub async fn exchange<R, F, M>(
+    socket: &R::Socket,
     reads: &mut Reads<'_, F, M>,
     out: Outgoing,
     answer: &mut ResponseHead,
-    watch: &mut Watch,
+    watch: &mut Watch<R>,
     hold: Duration,
 ) -> Exchanged
 where
+    R: Runtime,
     F: Future<Output = ReadResult>,
     M: Fn(BytesMut) -> F,
 {
@@ -241,15 +246,16 @@ struct Part {
 }
 
 /// Holds the head back until the first byte of its body has come, or `hold` is over.
-async fn await_body<F, M>(
-    socket: &Socket,
+async fn await_body<R, F, M>(
+    socket: &R::Socket,
     reads: &mut Reads<'_, F, M>,
     part: Part,
     answer: &ResponseHead,
-    watch: &mut Watch,
+    watch: &mut Watch<R>,
     hold: Duration,
 ) -> Exchanged
 where
+    R: Runtime,
     F: Future<Output = ReadResult>,
     M: Fn(BytesMut) -> F,
 {
@@ -264,7 +270,7 @@ where
     }
     rest.reserve(READ_SMALL);
     reads.start(rest);
-    let mut timer = pin!(sleep(hold));
+    let mut timer = pin!(R::sleep(hold));
     let waited = poll_fn(|cx| {
         if let Poll::Ready(result) = reads.poll(cx) {
             return Poll::Ready(Some(Waited::Got(result)));

@@ -12,7 +12,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use crate::runtime::{Peer, Socket, sleep};
+use crate::runtime::{Peer, Runtime, Stream};
 
 /// What every answer begins with, whatever its status.
 pub const ANSWER_PREFIX: &[u8] = b"HTTP/1.1 ";
@@ -49,8 +49,8 @@ enum State {
 
 /// Watches one client connection, request after request. It keeps its readiness wait between requests, so the wait
 /// that ends with the next request is the one that watched the last.
-pub struct Watch {
-    socket: Socket,
+pub struct Watch<R: Runtime> {
+    socket: R::Socket,
     state: State,
     /// Bytes of [`ANSWER_PREFIX`] that have gone out as probes.
     prefix_sent: usize,
@@ -60,9 +60,9 @@ pub struct Watch {
     gone: bool,
 }
 
-impl Watch {
+impl<R: Runtime> Watch<R> {
     /// A watch of `socket`.
-    pub fn new(socket: Socket) -> Self {
+    pub fn new(socket: R::Socket) -> Self {
         Self {
             socket,
             state: State::Resting,
@@ -139,7 +139,7 @@ impl Watch {
                     Duration::from_millis(LOOKS_MS[looks.min(LOOKS_MS.len() - 1)])
                 }
             };
-            self.state = State::Looking { timer: Box::pin(sleep(pause)), looks };
+            self.state = State::Looking { timer: Box::pin(R::sleep(pause)), looks };
         }
     }
 
