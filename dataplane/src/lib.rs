@@ -23,5 +23,5 @@ pub use control::{ControlOptions, ControlledGateway, start_controlled};
 pub use gateway::{Gateway, StartError, start, start_with};
 pub use instances::{StaticInstance, static_fleet};
 pub use options::{GatewayOptions, Limits, RetryOptions, Timeouts};
-pub use shard::{Gauge, Inbox, PlacementNote, Share, readiness};
+pub use shard::{AnswerNote, Gauge, Inbox, PlacementNote, Share, readiness};
 pub use shared::Shared;

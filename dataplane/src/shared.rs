@@ -11,10 +11,13 @@ use fairlead_telemetry::Registry;
 
 use crate::options::GatewayOptions;
 use crate::runtime::Bell;
-use crate::shard::{Gauge, Offload, PlacementNote};
+use crate::shard::{AnswerNote, Gauge, Offload, PlacementNote};
 
 /// Blocks of all queued placements together: 32 MiB of hashes.
 const MAX_PLACEMENT_BLOCKS: usize = 4 << 20;
+
+/// Answers waiting for the control thread: it sums them, so those beyond are left out without harm.
+const MAX_ANSWERS: usize = 4096;
 
 /// State shared by shards and control thread. No lock is taken on a request's path.
 pub struct Shared {
@@ -34,6 +37,8 @@ pub struct Shared {
     /// Blocks in the queue: notes differ in size by four orders of magnitude.
     placement_blocks: AtomicUsize,
     placements_dropped: AtomicU64,
+    /// What answers showed of the targets' caches, on its way to the control thread.
+    answers: ArrayQueue<AnswerNote>,
     bell: Bell,
     /// Runs what would hold a shard for too long.
     pub(crate) offload: Offload,
@@ -63,6 +68,7 @@ impl Shared {
             placements: ArrayQueue::new(limits.placement_queue.max(1)),
             placement_blocks: AtomicUsize::new(0),
             placements_dropped: AtomicU64::new(0),
+            answers: ArrayQueue::new(MAX_ANSWERS),
             bell: Bell::new()?,
             offload: Offload::default(),
             registry: Registry::new(),
@@ -93,6 +99,17 @@ impl Shared {
         let note = self.placements.pop()?;
         self.placement_blocks.fetch_sub(note.path.len(), Ordering::Relaxed);
         Some(note)
+    }
+
+    /// Tells the control thread what an answer showed of its target's cache, whenever that thread wakes next. At the
+    /// bound it is left out: what is told is summed over many answers.
+    pub fn answered(&self, note: AnswerNote) {
+        let _ = self.answers.push(note);
+    }
+
+    /// The next of those, oldest first.
+    pub fn next_answer(&self) -> Option<AnswerNote> {
+        self.answers.pop()
     }
 
     /// Whether placements wait.

@@ -175,10 +175,14 @@ impl Driver {
     fn take_placements(&mut self) {
         let now = now_us();
         for _ in 0..PLACEMENT_BATCH {
+            let Some(note) = self.shared.next_answer() else { break };
+            self.replica.answered(note.target, &note.answer);
+        }
+        for _ in 0..PLACEMENT_BATCH {
             let Some(note) = self.shared.next_placement() else { return };
             match note.keep {
-                None => self.replica.place(note.target, &note.path, now),
-                Some(keep) => self.replica.withdraw(note.target, &note.path, keep, now),
+                None => self.replica.place(note.target, note.space, &note.path, now),
+                Some(keep) => self.replica.withdraw(note.target, note.space, &note.path, keep, now),
             }
         }
     }

@@ -6,7 +6,7 @@ use ahash::AHashMap;
 use fairlead_replication::{EngineView, ReplicaSink, ReservationSource, Trust};
 use fairlead_routing::{EngineFigures, Fleet, InFlightSums, Mode, TargetEntry};
 use fairlead_wire::TargetId;
-use fairlead_wire::msg::{InFlight, InstanceInfo};
+use fairlead_wire::msg::{CacheSource, InFlight, InstanceInfo};
 
 /// Writes the fleet view.
 pub(super) struct FleetSink {
@@ -36,7 +36,7 @@ impl FleetSink {
 }
 
 impl ReplicaSink for FleetSink {
-    fn target(&mut self, id: TargetId, rank: u16, ready: bool, info: &Arc<InstanceInfo>) {
+    fn target(&mut self, id: TargetId, rank: u16, ready: bool, cache: CacheSource, info: &Arc<InstanceInfo>) {
         let cells = self.known(id).map(|entry| entry.cells.clone());
         if ready
             && let Some(before) = self.listed(id)
@@ -45,7 +45,8 @@ impl ReplicaSink for FleetSink {
             // The agent has reached the engine again: what this gateway saw before is out of date.
             before.cells.connected();
         }
-        let entry = TargetEntry::new(id, info.clone(), rank, ready, cells.unwrap_or_default());
+        let entry =
+            TargetEntry::new(id, info.clone(), rank, ready, cells.unwrap_or_default()).with_cache(cache);
         let slot = usize::from(id.slot);
         if slot >= self.entries.len() {
             self.entries.resize(slot + 1, None);
@@ -144,11 +145,11 @@ mod tests {
     fn counters_survive_changes_and_a_short_absence() {
         let (mut sink, info) = sink();
         let id = TargetId::new(3, 1);
-        sink.target(id, 0, true, &info);
+        sink.target(id, 0, true, CacheSource::Placements, &info);
         sink.publish();
         let entry = sink.fleet().table_full().get(id).cloned().unwrap();
         let held = Reservation::new(entry, 10, 10);
-        sink.target(id, 0, false, &info);
+        sink.target(id, 0, false, CacheSource::Placements, &info);
         sink.publish();
         assert_eq!(sink.fleet().table().ready(), 0);
         assert_eq!(sink.in_flight(id).requests, 1);
@@ -156,7 +157,7 @@ mod tests {
         sink.publish();
         assert!(sink.fleet().table().model("m").is_none());
         assert_eq!(sink.in_flight(id).requests, 1, "a gone target's requests are still counted");
-        sink.target(id, 0, true, &info);
+        sink.target(id, 0, true, CacheSource::Placements, &info);
         sink.publish();
         assert_eq!(sink.in_flight(id).requests, 1);
         drop(held);
@@ -169,12 +170,12 @@ mod tests {
     #[test]
     fn another_generation_has_counters_of_its_own() {
         let (mut sink, info) = sink();
-        sink.target(TargetId::new(0, 1), 0, true, &info);
+        sink.target(TargetId::new(0, 1), 0, true, CacheSource::Placements, &info);
         sink.publish();
         let entry = sink.fleet().table_full().get(TargetId::new(0, 1)).cloned().unwrap();
         let _held = Reservation::new(entry, 10, 10);
         sink.target_gone(TargetId::new(0, 1));
-        sink.target(TargetId::new(0, 2), 0, true, &info);
+        sink.target(TargetId::new(0, 2), 0, true, CacheSource::Placements, &info);
         sink.publish();
         assert_eq!(sink.in_flight(TargetId::new(0, 2)).requests, 0);
         assert_eq!(sink.in_flight(TargetId::new(0, 1)).requests, 1);
@@ -184,17 +185,17 @@ mod tests {
     fn a_recovered_target_has_its_circuit_closed() {
         let (mut sink, info) = sink();
         let id = TargetId::new(0, 1);
-        sink.target(id, 0, true, &info);
+        sink.target(id, 0, true, CacheSource::Placements, &info);
         sink.publish();
         let cells = sink.fleet().table_full().get(id).unwrap().cells.clone();
         cells.connect_failed(1_000);
-        sink.target(id, 0, true, &info);
+        sink.target(id, 0, true, CacheSource::Placements, &info);
         assert!(
             !cells.circuit_closed(2_000),
             "news without a change of readiness says nothing about connects"
         );
-        sink.target(id, 0, false, &info);
-        sink.target(id, 0, true, &info);
+        sink.target(id, 0, false, CacheSource::Placements, &info);
+        sink.target(id, 0, true, CacheSource::Placements, &info);
         assert!(cells.circuit_closed(2_000));
     }
 }

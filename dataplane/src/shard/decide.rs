@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use fairlead_openai::{Api, Scan};
+use fairlead_replication::CacheAnswer;
 use fairlead_routing::{NoPlan, Plan, PlanRequest, Scratch, TargetEntry, TargetTable, plan};
 use fairlead_tokens::BlockHasher;
 use fairlead_wire::TargetId;
+use fairlead_wire::msg::HashSpace;
 
 use super::answer::{Refusal, shown};
 use crate::options::GatewayOptions;
@@ -19,8 +21,19 @@ pub struct PlacementNote {
     pub target: TargetId,
     /// Chained block hashes of the prompt, from its first block.
     pub path: Arc<Vec<u64>>,
+    /// What the path's blocks are made of.
+    pub space: HashSpace,
     /// `Some(n)` withdraws the placement: the request never got to the target, which keeps `n` blocks of it.
     pub keep: Option<u32>,
+}
+
+/// What a shard tells the control thread about one answer.
+#[derive(Debug, Clone, Copy)]
+pub struct AnswerNote {
+    /// Target that answered.
+    pub target: TargetId,
+    /// What the answer showed of its cache.
+    pub answer: CacheAnswer,
 }
 
 /// What a decision needs to know of a request, read from its body once.

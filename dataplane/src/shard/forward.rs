@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use fairlead_openai::Api;
 use fairlead_routing::{NoPlan, Plan, TargetEntry};
+use fairlead_wire::msg::HashSpace;
 
 use super::answer::Refusal;
 use super::budget::Share;
@@ -202,6 +203,7 @@ impl<R: Runtime> Attempts<'_, R> {
             self.shard.shared.place(PlacementNote {
                 target: target.id,
                 path: self.prompt.path.clone(),
+                space: HashSpace::Bytes,
                 keep,
             });
         }
@@ -341,6 +343,7 @@ impl<R: Runtime> Attempts<'_, R> {
             self.shard,
             &observe::Answered {
                 prompt: &self.prompt,
+                target: target.id,
                 status: answer.status().as_u16(),
                 cached_blocks,
                 began_us: self.request.began_us,

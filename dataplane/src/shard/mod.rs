@@ -17,7 +17,7 @@ mod upstream;
 mod watch;
 
 pub use budget::{Gauge, Share};
-pub use decide::PlacementNote;
+pub use decide::{AnswerNote, PlacementNote};
 pub(crate) use offload::Offload;
 pub use routes::readiness;
 

@@ -3,11 +3,14 @@
 use std::cell::RefCell;
 
 use fairlead_openai::Usage;
+use fairlead_replication::CacheAnswer;
 use fairlead_routing::Plan;
 use fairlead_telemetry::{Buckets, Counter, Histogram, Local, Registry, names};
+use fairlead_wire::TargetId;
+use fairlead_wire::msg::HashSpace;
 
 use super::Shard;
-use super::decide::Prompt;
+use super::decide::{AnswerNote, Prompt};
 use super::relay::Ended;
 use super::upstream::Cause;
 use crate::runtime::Runtime;
@@ -65,6 +68,8 @@ impl Metrics {
 pub struct Answered<'a> {
     /// The request.
     pub prompt: &'a Prompt,
+    /// Target that answered.
+    pub target: TargetId,
     /// Status of the answer.
     pub status: u16,
     /// Blocks that the decision took to be cached at the target.
@@ -121,6 +126,14 @@ pub fn answered<R: Runtime>(shard: &Shard<R>, answered: &Answered<'_>) {
         let predicted = bytes / f64::from(model.cells.bytes_per_token());
         // One token on both sides keeps "nothing predicted, nothing cached" at one.
         metrics.cached_prediction.observe((predicted + 1.0) / (cached as f64 + 1.0));
+        let answer = CacheAnswer {
+            space: HashSpace::Bytes,
+            predicted_tokens: predicted as u64,
+            cached_tokens: cached,
+            prompt_tokens: usage.prompt_tokens,
+            prompt_bytes: answered.prompt.bytes,
+        };
+        shard.shared.answered(AnswerNote { target: answered.target, answer });
     }
     model.cells.learn(answered.prompt.bytes, usage.prompt_tokens);
 }

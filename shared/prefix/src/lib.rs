@@ -70,7 +70,7 @@ mod writer;
 pub use fairlead_wire::{Slot, TargetId};
 pub use hits::{Hits, MAX_TARGETS};
 pub use reader::{Reader, Stats};
-pub use writer::{ApplyError, BindError, Runs, Writer};
+pub use writer::{ApplyError, BindError, RunCursor, Runs, Writer};
 
 /// Longest run, blocks.
 pub const MAX_RUN: usize = 4096;

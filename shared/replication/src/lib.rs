@@ -26,8 +26,8 @@ mod truth;
 
 pub use clock::ClockMap;
 pub use replica::{
-    EngineView, Outgoing, Readers, Replica, ReplicaConfig, ReplicaError, ReplicaSink, ReplicaStats,
-    ReplicaStatus, ReservationSource, Trust,
+    CacheAnswer, EngineView, Outgoing, Readers, Replica, ReplicaConfig, ReplicaError, ReplicaSink,
+    ReplicaStats, ReplicaStatus, ReservationSource, Trust,
 };
 pub use truth::{Output, TargetView, Truth, TruthConfig, TruthStats};
 

@@ -21,7 +21,7 @@ fn warm() -> (World, Vec<Vec<u64>>) {
     for (i, path) in paths.iter().enumerate() {
         let target = world.gateways[0].find(&format!("e{}", i % 3)).unwrap();
         let now = world.now + world.gateways[0].skew;
-        world.gateways[0].replica.place(target, path, now);
+        world.gateways[0].replica.place(target, HashSpace::Bytes, path, now);
         world.gateways[0].reserve(target, 1);
     }
     world.run_for(700 * MS);
@@ -45,7 +45,7 @@ fn a_placement_is_seen_at_once_here_and_soon_everywhere() {
     let here = world.gateways[0].find("e0").unwrap();
     let there = world.gateways[1].find("e0").unwrap();
     let now = world.now + world.gateways[0].skew;
-    world.gateways[0].replica.place(here, &path, now);
+    world.gateways[0].replica.place(here, HashSpace::Bytes, &path, now);
     assert_eq!(world.gateways[0].depth(here, &path), 9);
     assert_eq!(world.gateways[1].depth(there, &path), 0);
     world.run_for(10 * MS);
@@ -56,12 +56,12 @@ fn a_placement_is_seen_at_once_here_and_soon_everywhere() {
     let sent = status.stats.placements_sent;
     for _ in 0..10 {
         let now = world.now + world.gateways[0].skew;
-        world.gateways[0].replica.place(here, &path, now);
+        world.gateways[0].replica.place(here, HashSpace::Bytes, &path, now);
         world.run_for(MS);
     }
     assert_eq!(world.gateways[0].replica.status().stats.placements_sent, sent + 1);
     let now = world.now + world.gateways[0].skew;
-    world.gateways[0].replica.withdraw(here, &path, 4, now);
+    world.gateways[0].replica.withdraw(here, HashSpace::Bytes, &path, 4, now);
     world.run_for(10 * MS);
     for (gateway, id) in [(0, here), (1, there)] {
         assert_eq!(world.gateways[gateway].depth(id, &path), 4);
@@ -73,7 +73,7 @@ fn a_placement_of_known_blocks_at_another_target_is_confirmed_too() {
     let (mut world, paths) = warm();
     let other = world.gateways[0].find("e1").unwrap();
     let now = world.now + world.gateways[0].skew;
-    world.gateways[0].replica.place(other, &paths[0], now);
+    world.gateways[0].replica.place(other, HashSpace::Bytes, &paths[0], now);
     assert_eq!(world.gateways[0].replica.status().overlay_entries, 1);
     world.run_for(150 * MS);
     assert_eq!(world.gateways[0].replica.status().overlay_entries, 0);
@@ -214,7 +214,7 @@ fn trust_falls_with_silence_and_returns() {
     let target = world.gateways[0].find("e0").unwrap();
     let now = world.now + world.gateways[0].skew;
     for path in &more {
-        world.gateways[0].replica.place(target, path, now);
+        world.gateways[0].replica.place(target, HashSpace::Bytes, path, now);
     }
     world.run_for(3_000 * MS);
     world.start_truth();
@@ -246,7 +246,7 @@ fn instances_of_the_configuration_serve_until_the_scheduler_names_its_own() {
     let path = paths(1, 3).remove(0);
     let id = world.gateways[0].find("e0").unwrap();
     let now = world.now + world.gateways[0].skew;
-    world.gateways[0].replica.place(id, &path, now);
+    world.gateways[0].replica.place(id, HashSpace::Bytes, &path, now);
     world.start_truth();
     world.quiesce();
     world.check("with a scheduler");
@@ -270,7 +270,7 @@ fn a_gateway_too_small_routes_by_load_and_says_so() {
     assert_eq!((status.targets, status.stats.targets_refused > 0), (2, true));
     let id = world.gateways[0].ready()[0];
     let now = world.now + world.gateways[0].skew;
-    world.gateways[0].replica.place(id, &[1, 2, 3], now);
+    world.gateways[0].replica.place(id, HashSpace::Bytes, &[1, 2, 3], now);
     world.run_for(500 * MS);
     let status = world.gateways[0].replica.status();
     assert!(status.synced && status.stats.diverged == 0 && status.blocks == 0, "{status:?}");

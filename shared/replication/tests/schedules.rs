@@ -4,6 +4,7 @@
 
 mod world;
 
+use fairlead_wire::msg::HashSpace;
 use world::{MS, World};
 
 fn seeds() -> std::ops::Range<u64> {
@@ -39,9 +40,9 @@ fn act(world: &mut World, faults: Faults) {
             if let Some(&target) = ready.get(world.rng.below(ready.len())) {
                 let now = world.now + world.gateways[gateway].skew;
                 let keep = world.gateways[gateway].depth(target, &path);
-                world.gateways[gateway].replica.place(target, &path, now);
+                world.gateways[gateway].replica.place(target, HashSpace::Bytes, &path, now);
                 if world.rng.one_in(8) {
-                    world.gateways[gateway].replica.withdraw(target, &path, keep, now);
+                    world.gateways[gateway].replica.withdraw(target, HashSpace::Bytes, &path, keep, now);
                 }
             }
         }

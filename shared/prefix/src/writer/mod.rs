@@ -3,6 +3,7 @@
 mod budget;
 mod holders;
 mod list;
+mod slices;
 mod snapshot;
 mod tree;
 
@@ -23,6 +24,7 @@ use crate::sync::Pins;
 use crate::words::{AtomicWords, Graveyard};
 use crate::{Config, MAX_TARGETS};
 
+pub use slices::RunCursor;
 pub use snapshot::Runs;
 
 use tree::View;

@@ -17,8 +17,8 @@ use super::{ApplyError, NIL, ROOT, Writer};
 
 /// The runs of an index, parents before children.
 pub struct Runs<'w> {
-    writer: &'w Writer,
-    next: u32,
+    pub(super) writer: &'w Writer,
+    pub(super) next: u32,
 }
 
 impl Iterator for Runs<'_> {

@@ -265,7 +265,7 @@ impl Writer {
     }
 
     /// Takes a run without children out, with all holdings.
-    fn unlink(&mut self, node: u32, view: View<'_>) {
+    pub(super) fn unlink(&mut self, node: u32, view: View<'_>) {
         let number = self.nodes[node as usize].cell;
         let cell = view.cell(number);
         let head = cell.head(view.guard);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use fairlead_wire::msg::{Holding, IndexOp, InstanceInfo, Op, Run, SnapshotChunk, TargetInfo};
+use fairlead_wire::msg::{CacheSource, Holding, IndexOp, InstanceInfo, Op, Run, SnapshotChunk, TargetInfo};
 use fairlead_wire::{Slot, TargetId};
 
 use super::{Early, Loading, Replica, ReplicaSink, ReservationSource};
@@ -83,7 +83,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
         if let Some(local) = self.table.get_mut(slot)
             && std::mem::replace(&mut local.ready, false)
         {
-            self.sink.target(local.id, local.rank, false, &local.info);
+            self.sink.target(local.id, local.rank, false, local.cache, &local.info);
             self.table_changed = true;
         }
     }
@@ -360,10 +360,10 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
     }
 
     fn upsert(&mut self, told: TargetInfo) -> Result<(), Lost> {
-        let TargetInfo { target: remote, rank, ready, cache: _, instance } = told;
+        let TargetInfo { target: remote, rank, ready, cache, instance } = told;
         if let Some(local) = self.table.by_remote(remote) {
             let slot = local.id.slot;
-            self.update(slot, ready, instance);
+            self.update(slot, ready, cache, instance);
             return Ok(());
         }
         if let Some(local) = self.table.by_name(&instance.name, rank) {
@@ -371,7 +371,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
             let same = local.fixed || local.info.incarnation == instance.incarnation;
             if local.remote.is_none() && same {
                 self.table.confirm(slot, remote);
-                self.update(slot, ready, instance);
+                self.update(slot, ready, cache, instance);
                 self.resend_due = true;
                 self.load_dirty = true;
                 self.show_load(slot);
@@ -381,23 +381,24 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
         }
         let shared = self.table.by_name(&instance.name, 0).map(|first| first.info.clone());
         let info = shared.filter(|first| **first == instance).unwrap_or_else(|| Arc::new(instance));
-        if self.add_target(rank, ready, info, Some(remote)).is_none() {
+        if self.add_target(rank, ready, cache, info, Some(remote)).is_none() {
             self.stats.targets_refused += 1;
             return Err(Lost::TooSmall);
         }
         Ok(())
     }
 
-    fn update(&mut self, slot: Slot, ready: bool, instance: InstanceInfo) {
+    fn update(&mut self, slot: Slot, ready: bool, cache: CacheSource, instance: InstanceInfo) {
         let Some(local) = self.table.get_mut(slot) else { return };
-        if local.ready == ready && *local.info == instance {
+        if local.ready == ready && local.cache == cache && *local.info == instance {
             return;
         }
         local.ready = ready;
+        local.cache = cache;
         if *local.info != instance {
             local.info = Arc::new(instance);
         }
-        self.sink.target(local.id, local.rank, local.ready, &local.info);
+        self.sink.target(local.id, local.rank, local.ready, local.cache, &local.info);
         self.table_changed = true;
     }
 
@@ -405,16 +406,17 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
         &mut self,
         rank: u16,
         ready: bool,
+        cache: CacheSource,
         info: Arc<InstanceInfo>,
         remote: Option<u32>,
     ) -> Option<TargetId> {
-        let id = self.table.add(rank, ready, info.clone(), remote)?;
+        let id = self.table.add(rank, ready, cache, info.clone(), remote)?;
         for tree in self.trees.iter_mut().chain([&mut self.overlay.tree]) {
             if let Err(error) = tree.bind(id) {
                 tracing::error!(%error, "the index has no room for a target of the table");
             }
         }
-        self.sink.target(id, rank, ready, &info);
+        self.sink.target(id, rank, ready, cache, &info);
         self.table_changed = true;
         self.show_load(id.slot);
         Some(id)

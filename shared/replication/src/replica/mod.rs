@@ -35,6 +35,7 @@
 
 mod account;
 mod apply;
+mod feedback;
 mod load;
 mod overlay;
 mod send;
@@ -47,10 +48,11 @@ use std::sync::Arc;
 
 use ahash::AHashSet;
 use fairlead_prefix::{Config, Hits, Reader, Writer};
-use fairlead_wire::msg::{HashSpace, InFlight, InstanceInfo, Op, Placement, Pong, Welcome};
+use fairlead_wire::msg::{CacheSource, HashSpace, InFlight, InstanceInfo, Op, Placement, Pong, Welcome};
 use fairlead_wire::{Frame, Message, TargetId};
 
 use crate::ClockMap;
+pub use feedback::CacheAnswer;
 use load::Peers;
 use overlay::Overlay;
 pub use send::Outgoing;
@@ -139,6 +141,7 @@ pub struct Replica<S> {
     recollect: VecDeque<TargetId>,
     recollections: VecDeque<bytes::Bytes>,
     peers: Peers,
+    feedback: feedback::Sums,
     link: Option<Link>,
     load_version: u64,
     load_dirty: bool,
@@ -187,6 +190,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
             recollect: VecDeque::new(),
             recollections: VecDeque::new(),
             peers: Peers::default(),
+            feedback: feedback::Sums::default(),
             link: None,
             load_version: 0,
             load_dirty: false,
@@ -283,7 +287,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
     }
 
     /// A prompt was sent to a target: it will hold these blocks.
-    pub fn place(&mut self, target: TargetId, path: &[u64], now_us: u64) {
+    pub fn place(&mut self, target: TargetId, space: HashSpace, path: &[u64], now_us: u64) {
         self.now_us = self.now_us.max(now_us);
         let Some(local) = self.table.get(target.slot).filter(|local| local.id == target) else { return };
         if path.is_empty() {
@@ -292,7 +296,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
         let remote = local.remote;
         self.readers[self.live].lookup(path, &mut self.hits);
         if (self.hits.get(target.slot) as usize) < path.len() {
-            self.overlay.add(target, path, self.now_us);
+            self.overlay.add(target, space, path, self.now_us);
         } else if self.touched.len() < MAX_TOUCHED
             && !self.touched.insert((target.slot, path[path.len() - 1]))
         {
@@ -300,18 +304,13 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
         }
         if let Some(remote) = remote {
             // Sent even when it is known, once in a while: the truth keeps the order of last use.
-            self.enqueue(Placement {
-                target: remote,
-                path: path.to_vec(),
-                keep: None,
-                space: HashSpace::Bytes,
-            });
+            self.enqueue(Placement { target: remote, path: path.to_vec(), keep: None, space });
         }
     }
 
     /// The request behind a placement failed before its target answered: of the path, the target holds only the first
     /// `keep` blocks (what it was known to hold at the pick).
-    pub fn withdraw(&mut self, target: TargetId, path: &[u64], keep: u32, now_us: u64) {
+    pub fn withdraw(&mut self, target: TargetId, space: HashSpace, path: &[u64], keep: u32, now_us: u64) {
         self.now_us = self.now_us.max(now_us);
         let Some(local) = self.table.get(target.slot).filter(|local| local.id == target) else { return };
         let remote = local.remote;
@@ -319,12 +318,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
         if let Some(remote) = remote
             && !path.is_empty()
         {
-            self.enqueue(Placement {
-                target: remote,
-                path: path.to_vec(),
-                keep: Some(keep),
-                space: HashSpace::Bytes,
-            });
+            self.enqueue(Placement { target: remote, path: path.to_vec(), keep: Some(keep), space });
         }
     }
 
@@ -339,7 +333,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
             let info = Arc::new(instance.clone());
             for rank in 0..info.dp_ranks {
                 if self.table.by_name(&info.name, rank).is_none() {
-                    self.add_target(rank, true, info.clone(), None);
+                    self.add_target(rank, true, CacheSource::Placements, info.clone(), None);
                 }
             }
         }

@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 
 use ahash::AHashMap;
 use fairlead_prefix::Writer;
+use fairlead_wire::msg::HashSpace;
 use fairlead_wire::{Slot, TargetId};
 
 /// Bytes charged per covered block: its part of the tree, of the count table and of the entry's path.
@@ -21,6 +22,7 @@ const ENTRY_BYTES: usize = 128;
 pub(crate) struct Entry {
     pub(crate) target: TargetId,
     pub(crate) path: Box<[u64]>,
+    pub(crate) space: HashSpace,
     expires_us: u64,
     /// `expires_us` when it was put where it is in the order.
     placed_us: u64,
@@ -58,7 +60,7 @@ impl Overlay {
         }
     }
 
-    pub(crate) fn add(&mut self, target: TargetId, path: &[u64], now_us: u64) {
+    pub(crate) fn add(&mut self, target: TargetId, space: HashSpace, path: &[u64], now_us: u64) {
         let Some(&end) = path.last() else { return };
         let size = size_of_entry(path);
         if size > self.max_bytes {
@@ -84,7 +86,8 @@ impl Overlay {
         self.order.push_back(id);
         self.bytes += size;
         let expires_us = now_us + self.keep_us;
-        self.entries.insert(id, Entry { target, path: path.into(), expires_us, placed_us: expires_us });
+        let entry = Entry { target, path: path.into(), space, expires_us, placed_us: expires_us };
+        self.entries.insert(id, entry);
         for id in shorter {
             self.remove(id);
         }
@@ -241,9 +244,9 @@ mod tests {
     #[test]
     fn shared_blocks_stay_until_the_last_entry_goes() {
         let (mut overlay, reader) = overlay(1 << 20);
-        overlay.add(A, &[1, 2, 3], 0);
-        overlay.add(A, &[1, 2, 4], 0);
-        overlay.add(B, &[1, 2], 0);
+        overlay.add(A, HashSpace::Bytes, &[1, 2, 3], 0);
+        overlay.add(A, HashSpace::Bytes, &[1, 2, 4], 0);
+        overlay.add(B, HashSpace::Bytes, &[1, 2], 0);
         assert_eq!(overlay.len(), 3);
         assert!(overlay.withdraw(A, &[1, 2, 3]));
         assert!(!overlay.withdraw(A, &[1, 2, 3]));
@@ -259,8 +262,8 @@ mod tests {
     #[test]
     fn a_longer_turn_replaces_the_shorter() {
         let (mut overlay, reader) = overlay(1 << 20);
-        overlay.add(A, &[1, 2], 0);
-        overlay.add(A, &[1, 2, 3, 4], 1_000);
+        overlay.add(A, HashSpace::Bytes, &[1, 2], 0);
+        overlay.add(A, HashSpace::Bytes, &[1, 2, 3, 4], 1_000);
         assert_eq!(overlay.len(), 1);
         assert_eq!(depth(&reader, A, &[1, 2, 3, 4]), 4);
         overlay.expire(5_500);
@@ -272,10 +275,10 @@ mod tests {
     #[test]
     fn an_entry_that_is_renewed_for_ever_holds_up_no_other() {
         let (mut overlay, reader) = overlay(1 << 20);
-        overlay.add(A, &[1], 0);
-        overlay.add(A, &[2], 100);
+        overlay.add(A, HashSpace::Bytes, &[1], 0);
+        overlay.add(A, HashSpace::Bytes, &[2], 100);
         for now in (1_000..20_000).step_by(1_000) {
-            overlay.add(A, &[1], now);
+            overlay.add(A, HashSpace::Bytes, &[1], now);
             overlay.expire(now);
         }
         assert_eq!(overlay.len(), 1);
@@ -292,14 +295,14 @@ mod tests {
         let (mut overlay, reader) = overlay(10 * size_of_entry(&[0; 4]));
         for i in 0..1_000u64 {
             let path: Vec<u64> = (1..=4).map(|b| i * 10 + b).collect();
-            overlay.add(A, &path, i);
+            overlay.add(A, HashSpace::Bytes, &path, i);
             assert!(overlay.bytes() <= 10 * size_of_entry(&path));
         }
         assert_eq!((overlay.len(), overlay.crowded), (10, 990));
         assert!(overlay.order.len() < 100);
         assert_eq!(depth(&reader, A, &[9_991]), 1);
         assert_eq!(depth(&reader, A, &[9_001]), 0);
-        overlay.add(A, &vec![7; 1_000], 0);
+        overlay.add(A, HashSpace::Bytes, &vec![7; 1_000], 0);
         assert_eq!(overlay.len(), 10, "too large for the overlay at all");
     }
 }

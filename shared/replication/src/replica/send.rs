@@ -1,7 +1,7 @@
 //! What a gateway sends.
 
 use bytes::Bytes;
-use fairlead_wire::msg::{GatewayLoad, HashSpace, Placement, Placements, Recollection, Resume};
+use fairlead_wire::msg::{GatewayLoad, Placement, Placements, Recollection, Resume};
 use fairlead_wire::{Body, Stamp, TargetId, encode};
 
 use super::{Replica, ReplicaSink, ReservationSource};
@@ -73,6 +73,9 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
                 return self.frame(&GatewayLoad { version: self.load_version, full, targets });
             }
         }
+        if let Some(feedback) = self.feedback_due(now_us) {
+            return self.frame(&feedback);
+        }
         None
     }
 
@@ -108,7 +111,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
             // A target that the new scheduler has not named yet comes round again when it has.
             let Some(remote) = self.remote_of(entry.target) else { continue };
             let placement =
-                Placement { target: remote, path: entry.path.to_vec(), keep: None, space: HashSpace::Bytes };
+                Placement { target: remote, path: entry.path.to_vec(), keep: None, space: entry.space };
             size += size_of(&placement);
             items.push(placement);
         }

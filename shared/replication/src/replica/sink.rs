@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use fairlead_wire::TargetId;
-use fairlead_wire::msg::{InFlight, InstanceInfo, RankLoad};
+use fairlead_wire::msg::{CacheSource, InFlight, InstanceInfo, RankLoad};
 
 /// How far the replicated state may be trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,8 +29,9 @@ pub struct EngineView {
 /// Takes the replicated state into the form that decisions read. All ids are local: chosen by the replica, the same
 /// through reconnects, snapshots and restarts of the scheduler, so that guards of running requests stay valid.
 pub trait ReplicaSink {
-    /// A target appeared or its description or readiness changed. Takes effect with [`ReplicaSink::publish`].
-    fn target(&mut self, id: TargetId, rank: u16, ready: bool, info: &Arc<InstanceInfo>);
+    /// A target appeared or its description, its readiness or the source of what is known of its cache changed. Takes
+    /// effect with [`ReplicaSink::publish`].
+    fn target(&mut self, id: TargetId, rank: u16, ready: bool, cache: CacheSource, info: &Arc<InstanceInfo>);
     /// A target is gone: no longer to be picked. Its counters must stay readable until
     /// [`ReplicaSink::forgotten`]. Takes effect with [`ReplicaSink::publish`].
     fn target_gone(&mut self, id: TargetId);

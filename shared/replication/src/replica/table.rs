@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use ahash::AHashMap;
-use fairlead_wire::msg::{InFlight, InstanceInfo};
+use fairlead_wire::msg::{CacheSource, InFlight, InstanceInfo};
 use fairlead_wire::{Slot, TargetId};
 
 use super::account::History;
@@ -18,6 +18,7 @@ pub(crate) struct Local {
     pub(crate) id: TargetId,
     pub(crate) rank: u16,
     pub(crate) ready: bool,
+    pub(crate) cache: CacheSource,
     pub(crate) info: Arc<InstanceInfo>,
     /// Packed id of the scheduler's current epoch.
     pub(crate) remote: Option<u32>,
@@ -59,6 +60,7 @@ impl Table {
         &mut self,
         rank: u16,
         ready: bool,
+        cache: CacheSource,
         info: Arc<InstanceInfo>,
         remote: Option<u32>,
     ) -> Option<TargetId> {
@@ -82,6 +84,7 @@ impl Table {
             id,
             rank,
             ready,
+            cache,
             info,
             remote,
             fixed: remote.is_none(),

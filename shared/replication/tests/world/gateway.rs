@@ -10,7 +10,7 @@ use fairlead_replication::{
     EngineView, Readers, Replica, ReplicaConfig, ReplicaSink, ReservationSource, SessionId, Trust,
 };
 use fairlead_wire::TargetId;
-use fairlead_wire::msg::{InFlight, InstanceInfo};
+use fairlead_wire::msg::{CacheSource, InFlight, InstanceInfo};
 
 /// What a gateway's process sees of its replica.
 #[derive(Default)]
@@ -29,7 +29,14 @@ pub struct Seen {
 pub struct Sink(pub Rc<RefCell<Seen>>);
 
 impl ReplicaSink for Sink {
-    fn target(&mut self, id: TargetId, rank: u16, ready: bool, info: &Arc<InstanceInfo>) {
+    fn target(
+        &mut self,
+        id: TargetId,
+        rank: u16,
+        ready: bool,
+        _cache: CacheSource,
+        info: &Arc<InstanceInfo>,
+    ) {
         let mut seen = self.0.borrow_mut();
         assert!(!seen.cooling.iter().any(|cold| cold.slot == id.slot), "slot {id} given away while in use");
         assert!(

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ahash::AHashMap;
 use fairlead_wire::TargetId;
-use fairlead_wire::msg::InstanceInfo;
+use fairlead_wire::msg::{CacheSource, InstanceInfo};
 
 use super::cells::{ModelCells, TargetCells};
 
@@ -21,6 +21,8 @@ pub struct TargetEntry {
     pub rank: u16,
     /// Whether it may be picked.
     pub ready: bool,
+    /// Where the index learns what it holds.
+    pub cache: CacheSource,
     /// The instance's description.
     pub info: Arc<InstanceInfo>,
     /// Figures that change while the description stays.
@@ -37,7 +39,13 @@ impl TargetEntry {
         cells: Arc<TargetCells>,
     ) -> Self {
         let name = if info.dp_ranks > 1 { format!("{}#{rank}", info.name) } else { info.name.clone() };
-        Self { id, name: name.into(), address: info.address.as_str().into(), rank, ready, info, cells }
+        let cache = CacheSource::default();
+        Self { id, name: name.into(), address: info.address.as_str().into(), rank, ready, cache, info, cells }
+    }
+
+    /// With another source of what is known of its cache than the placements.
+    pub fn with_cache(self, cache: CacheSource) -> Self {
+        Self { cache, ..self }
     }
 }
 
