@@ -125,3 +125,61 @@ async fn an_endpoint_that_is_not_there_is_named() {
     let e = run(&args(&format!("--url {url} --requests 1"))).await.unwrap_err();
     assert!(e.to_string().contains("--model"), "{e}");
 }
+
+/// A file that is gone with the test.
+struct Temporary(std::path::PathBuf);
+
+impl Temporary {
+    fn new(name: &str, text: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("fairlead-{}-{name}", std::process::id()));
+        std::fs::write(&path, text).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[tokio::test]
+async fn a_trace_is_played_at_its_times_on_several_gateways() {
+    let (one, two) = (sim(), sim());
+    let line = |i: u64| {
+        let ids: Vec<u64> = (0..2).chain([100 + i]).collect();
+        format!(
+            "{{\"timestamp\":{},\"input_length\":1200,\"output_length\":40,\"hash_ids\":{ids:?}}}\n",
+            i * 1000
+        )
+    };
+    let file = Temporary::new("timed.jsonl", &(0..20).map(line).collect::<String>());
+    let line = format!("--url {} --trace {} --speed 100 --out-scale 0.25", two.url(), file.0.display());
+    let r = load(&one, &line).await;
+    let (a, b) = (one.control().state(), two.control().state());
+    assert_eq!((r.ok, r.warm_up, r.failed(), r.not_sent), (20, 2, 0, 0), "{r}");
+    assert_eq!((a.completed, b.completed), (10, 10));
+    assert_eq!((a.prompt_tokens, b.prompt_tokens), (12_000, 12_000));
+    // The first two warmed both caches; the figures are those of the other 18.
+    assert_eq!((r.prompt_tokens, r.cached_tokens, r.output_tokens), (18 * 1200, 18 * 1024, 18 * 10));
+    assert_eq!(r.hit_ratio, r.hit_ratio_bound);
+    assert!(r.seconds >= 0.19, "{}", r.seconds);
+}
+
+#[tokio::test]
+async fn recorded_sessions_wait_for_their_answers() {
+    let sim = sim();
+    let file = Temporary::new(
+        "sessions.jsonl",
+        "{\"s\":\"a\",\"tool\":1,\"sys\":1,\"r\":[[0.0,600,5,0,1.0,0,0,[[0,1]]],[9.0,1100,6,0.5,1.0,0,1,[[7,1]]]]}\n\
+         {\"s\":\"b\",\"tool\":1,\"sys\":1,\"r\":[[0.0,700,5,0,1.0,0,0,[[0,1]]],[9.0,200000,6,0.5,1.0,0,1,[[9,300]]]]}\n",
+    );
+    let line =
+        format!("--trace {} --concurrency 1 --speed 50 --warm-up 0 --max-input 100000", file.0.display());
+    let r = load(&sim, &line).await;
+    assert_eq!((r.ok, r.sessions, r.output_tokens), (3, 2, 16), "{r}");
+    assert_eq!((r.prompt_tokens, r.cached_tokens), (2400, 1024));
+    assert!(r.warnings.iter().any(|w| w.starts_with("1 requests with longer")), "{r}");
+    let e = run(&args(&format!("--url {} --trace /nowhere", sim.url()))).await.unwrap_err();
+    assert!(matches!(e, LoadError::Trace(_)), "{e}");
+}

@@ -36,6 +36,11 @@ pub fn answer(seed: u64, len: u32) -> String {
     (0..len).map(|i| token(seed, i)).collect()
 }
 
+/// A word of four bytes, a blank before three letters, by its number; 64 different ones repeat.
+pub fn word(index: u64) -> &'static [u8; 4] {
+    WORDS[index as usize % WORDS.len()]
+}
+
 /// How long an answer is when the request does not say: 16 to 128 tokens.
 pub fn natural_length(seed: u64) -> u32 {
     16 + (mix(seed ^ 0x6c65_6e67) % 113) as u32
@@ -61,6 +66,12 @@ mod tests {
         assert_ne!(a, answer(8, 50));
         assert!(a.bytes().all(|b| b.is_ascii_graphic() || b == b' '));
         assert!(!a.contains(['"', '\\']));
+    }
+
+    #[test]
+    fn words_differ() {
+        let words: std::collections::HashSet<_> = (0..64).map(word).collect();
+        assert_eq!(words.len(), 64);
     }
 
     #[test]

@@ -1,13 +1,66 @@
 //! The options of `fairlead load`.
 
+use super::trace::{Take, Trace};
 use std::path::PathBuf;
 
 /// Load on an OpenAI-compatible endpoint.
 #[derive(Clone, Debug, clap::Args)]
 pub struct LoadArgs {
-    /// Base URL of the endpoint, http only
-    #[arg(long, default_value = "http://127.0.0.1:8080")]
-    pub url: String,
+    /// Base URL of the endpoint, http only; repeat to send requests to several in turn
+    #[arg(long, default_value = "http://127.0.0.1:8080", value_name = "URL")]
+    pub url: Vec<String>,
+    /// Play recorded traffic: Mooncake's or coding sessions (JSON lines) or Azure's (csv), plain or gzipped
+    #[arg(long, help_heading = "Recorded traffic", value_name = "FILE", conflicts_with_all =
+        ["conversations", "turns", "think", "system_tokens", "user_tokens", "output_tokens"])]
+    pub trace: Option<PathBuf>,
+    /// Times (and think times) of the trace pass this many times as fast
+    #[arg(
+        long,
+        help_heading = "Recorded traffic",
+        requires = "trace",
+        default_value_t = 1.0,
+        value_name = "FACTOR"
+    )]
+    pub speed: f64,
+    /// Answers have this many times the length that the trace says, at least 1 token
+    #[arg(
+        long,
+        help_heading = "Recorded traffic",
+        requires = "trace",
+        default_value_t = 1.0,
+        value_name = "FACTOR"
+    )]
+    pub out_scale: f64,
+    /// Share of the trace's requests, from the first on, that only warm the caches and are left out of the figures
+    #[arg(
+        long,
+        help_heading = "Recorded traffic",
+        requires = "trace",
+        default_value_t = 0.1,
+        value_name = "SHARE"
+    )]
+    pub warm_up: f64,
+    /// Leave out the trace's requests with longer prompts, tokens; of a session also what follows
+    #[arg(long, help_heading = "Recorded traffic", requires = "trace", default_value_t = u32::MAX, hide_default_value = true, value_name = "TOKENS")]
+    pub max_input: u32,
+    /// Tokens that one block id of the trace stands for
+    #[arg(
+        long,
+        help_heading = "Recorded traffic",
+        requires = "trace",
+        default_value_t = 512,
+        value_name = "TOKENS"
+    )]
+    pub trace_block: u32,
+    /// Bytes of text for each prompt token of the trace; simulated engines count 4 as one
+    #[arg(
+        long,
+        help_heading = "Recorded traffic",
+        requires = "trace",
+        default_value_t = 4,
+        value_name = "BYTES"
+    )]
+    pub token_bytes: u32,
     /// Closed loop: this many requests (or conversations) at any time
     #[arg(long, conflicts_with = "rate")]
     pub concurrency: Option<u32>,
@@ -17,7 +70,7 @@ pub struct LoadArgs {
     /// Seconds after which no request starts
     #[arg(long)]
     pub duration: Option<f64>,
-    /// Requests after which no request starts
+    /// Requests after which no request starts; of a trace the first so many
     #[arg(long)]
     pub requests: Option<u64>,
     /// Conversations after which none starts
@@ -87,6 +140,8 @@ pub(crate) enum Arrivals {
     Closed(u32),
     /// So many sessions per second.
     Open(f64),
+    /// When the trace says.
+    Recorded,
 }
 
 /// The options, checked and completed.
@@ -101,12 +156,66 @@ pub(crate) struct Plan {
 const DAY: f64 = 86_400.0;
 /// Concurrency when neither it nor a rate is given.
 const DEFAULT_CONCURRENCY: u32 = 32;
+/// Sessions of a trace at any time when nothing else is said.
+const DEFAULT_SESSIONS: u32 = 8;
 /// Seconds over which conversations start when no rate is given.
 const DEFAULT_SPREAD: f64 = 60.0;
 
 impl LoadArgs {
     /// Checks ranges and works out what is not given.
     pub(crate) fn plan(&self) -> Result<Plan, BadArgs> {
+        self.check()?;
+        let bad = |option, reason: String| Err(BadArgs { option, reason });
+        let turns = self.turns.unwrap_or(if self.conversations.is_some() { 6 } else { 1 });
+        if !(1..=10_000).contains(&turns) {
+            return bad("turns", format!("{turns} is not between 1 and 10000"));
+        }
+        let by_requests = self.requests.map(|r| r.div_ceil(u64::from(turns)));
+        let sessions = match (self.conversations, by_requests) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        if sessions.is_none() && self.duration.is_none() {
+            return bad("duration", "give --duration, --requests or --conversations".into());
+        }
+        let arrivals = match (self.rate, self.concurrency, self.conversations) {
+            (Some(r), _, _) => Arrivals::Open(r / f64::from(turns)),
+            (_, Some(c), _) => Arrivals::Closed(c),
+            (_, _, Some(n)) => {
+                // With an end given, conversations start early enough to come to theirs.
+                let length = f64::from(turns - 1) * self.think * 1.5;
+                let spread = self.duration.map_or(DEFAULT_SPREAD, |d| (d - length).max(d / 4.0));
+                Arrivals::Open(n as f64 / spread)
+            }
+            _ => Arrivals::Closed(DEFAULT_CONCURRENCY),
+        };
+        Ok(Plan { arrivals, sessions, turns })
+    }
+
+    /// The same for a trace.
+    pub(crate) fn plan_trace(&self, trace: &Trace) -> Result<Plan, BadArgs> {
+        self.check()?;
+        let arrivals = match (trace.timed(), self.rate, self.concurrency) {
+            (true, None, None) => Arrivals::Recorded,
+            (true, rate, _) => {
+                let option = if rate.is_some() { "rate" } else { "concurrency" };
+                return Err(BadArgs {
+                    option,
+                    reason: "this trace has times of its own; use --speed".into(),
+                });
+            }
+            (false, Some(r), _) => Arrivals::Open(r),
+            (false, None, c) => Arrivals::Closed(c.unwrap_or(DEFAULT_SESSIONS)),
+        };
+        Ok(Plan { arrivals, sessions: Some(trace.talks.len() as u64), turns: 1 })
+    }
+
+    /// What to read of the trace.
+    pub(crate) fn take(&self) -> Take {
+        Take { requests: self.requests.unwrap_or(u64::MAX), max_input: self.max_input }
+    }
+
+    fn check(&self) -> Result<(), BadArgs> {
         let bad = |option, reason: String| Err(BadArgs { option, reason });
         for (option, v, least) in [
             ("duration", self.duration.unwrap_or(1.0), f64::MIN_POSITIVE),
@@ -143,30 +252,23 @@ impl LoadArgs {
         if self.max_in_flight == 0 {
             return bad("max-in-flight", "must be at least 1".into());
         }
-        let turns = self.turns.unwrap_or(if self.conversations.is_some() { 6 } else { 1 });
-        if !(1..=10_000).contains(&turns) {
-            return bad("turns", format!("{turns} is not between 1 and 10000"));
-        }
-        let by_requests = self.requests.map(|r| r.div_ceil(u64::from(turns)));
-        let sessions = match (self.conversations, by_requests) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
-        if sessions.is_none() && self.duration.is_none() {
-            return bad("duration", "give --duration, --requests or --conversations".into());
-        }
-        let arrivals = match (self.rate, self.concurrency, self.conversations) {
-            (Some(r), _, _) => Arrivals::Open(r / f64::from(turns)),
-            (_, Some(c), _) => Arrivals::Closed(c),
-            (_, _, Some(n)) => {
-                // With an end given, conversations start early enough to come to theirs.
-                let length = f64::from(turns - 1) * self.think * 1.5;
-                let spread = self.duration.map_or(DEFAULT_SPREAD, |d| (d - length).max(d / 4.0));
-                Arrivals::Open(n as f64 / spread)
+        for (option, v, least, most) in [
+            ("speed", self.speed, 1e-3, 1e6),
+            ("out-scale", self.out_scale, 0.0, 1e3),
+            ("warm-up", self.warm_up, 0.0, 0.9),
+        ] {
+            if !(least..=most).contains(&v) {
+                return bad(option, format!("{v} is not between {least} and {most}"));
             }
-            _ => Arrivals::Closed(DEFAULT_CONCURRENCY),
-        };
-        Ok(Plan { arrivals, sessions, turns })
+        }
+        for (option, v, most) in
+            [("trace-block", self.trace_block, 65_536), ("token-bytes", self.token_bytes, 64)]
+        {
+            if !(1..=most).contains(&v) {
+                return bad(option, format!("{v} is not between 1 and {most}"));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -211,6 +313,9 @@ mod tests {
             ("--duration 1 --user-tokens 0", "user-tokens"),
             ("--duration 1 --turns 0", "turns"),
             ("--duration 1 --think=-1", "think"),
+            ("--trace x --warm-up 1", "warm-up"),
+            ("--trace x --speed 0", "speed"),
+            ("--trace x --token-bytes 0", "token-bytes"),
         ] {
             assert_eq!(plan(line).unwrap_err().option, option, "{line}");
         }

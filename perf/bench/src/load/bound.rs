@@ -15,12 +15,13 @@ pub struct InfiniteCache {
     matched: u64,
     total: u64,
     full: bool,
+    counting: bool,
 }
 
 impl InfiniteCache {
     /// An empty cache with blocks of so many tokens.
     pub fn new(block_tokens: u32) -> Self {
-        Self { block_tokens, seen: HashSet::default(), matched: 0, total: 0, full: false }
+        Self { block_tokens, seen: HashSet::default(), matched: 0, total: 0, full: false, counting: true }
     }
 
     /// Counts a chat request as it is sent: the leading blocks seen before, never the last token, which an engine
@@ -32,13 +33,24 @@ impl InfiniteCache {
         }
     }
 
+    /// Whether what is sent from now on is counted, or only remembered.
+    pub fn count(&mut self, counting: bool) {
+        self.counting = counting;
+    }
+
     fn send_prompt(&mut self, model: &str, salt: &str, text: &[u8]) {
         let path = prompt::block_hashes(text, model, salt, self.block_tokens);
-        let tokens = prompt::count_tokens(text);
-        let most = ((tokens - 1) / self.block_tokens) as usize;
-        let hit = path[..most.min(path.len())].iter().take_while(|h| self.seen.contains(h)).count();
-        self.matched += hit as u64 * u64::from(self.block_tokens);
-        self.total += u64::from(tokens);
+        self.send_path(&path, self.block_tokens, prompt::count_tokens(text));
+    }
+
+    /// Counts a prompt whose blocks of `block_tokens` tokens have these names.
+    pub fn send_path(&mut self, path: &[u64], block_tokens: u32, tokens: u32) {
+        if self.counting {
+            let most = (tokens.saturating_sub(1) / block_tokens.max(1)) as usize;
+            let hit = path[..most.min(path.len())].iter().take_while(|h| self.seen.contains(h)).count();
+            self.matched += hit as u64 * u64::from(block_tokens);
+            self.total += u64::from(tokens);
+        }
         if self.seen.len() + path.len() > MAX_BLOCKS {
             self.full = true;
         } else {

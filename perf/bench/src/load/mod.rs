@@ -6,6 +6,9 @@
 //!
 //! Conversations send the whole history with the answers that were really given. On the same load the hit ratio of
 //! one cache without limits is computed, as the bound for any placement.
+//!
+//! A [trace](TraceError) is played with its own times and lengths, and prompts that begin alike where the recorded
+//! ones did.
 
 mod args;
 mod bound;
@@ -13,9 +16,11 @@ mod client;
 mod report;
 mod run;
 mod sse;
+mod trace;
 mod workload;
 
 pub use args::{BadArgs, LoadArgs};
 pub use bound::InfiniteCache;
 pub use report::{Quantiles, Report, Second};
 pub use run::{LoadError, run};
+pub use trace::TraceError;

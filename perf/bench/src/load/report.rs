@@ -56,6 +56,8 @@ pub struct Report {
     pub seconds: f64,
     /// Requests that ended, well or not.
     pub requests: u64,
+    /// Of these, requests of the warm-up: they count here, as errors and in the course of time, and nowhere else.
+    pub warm_up: u64,
     /// Those that ended well.
     pub ok: u64,
     /// Failures by kind.
@@ -76,7 +78,7 @@ pub struct Report {
     pub latency_s: Quantiles,
     /// How late requests were sent, milliseconds.
     pub send_lag_ms: Quantiles,
-    /// Requests that ended well, per second.
+    /// Requests that ended well, per second, after the warm-up.
     pub throughput_rps: f64,
     /// Output tokens per second.
     pub output_tokens_per_s: f64,
@@ -151,6 +153,9 @@ impl fmt::Display for Report {
             self.failed(),
             self.unfinished
         )?;
+        if self.warm_up > 0 {
+            writeln!(f, "warm-up     {} requests, not in the figures below", self.warm_up)?;
+        }
         for (kind, n) in &self.errors {
             let said = self.error_examples.get(kind).map_or("", String::as_str);
             writeln!(f, "  {kind:<12} {n}  ({said})")?;
@@ -200,6 +205,8 @@ pub(crate) struct Recorder {
     latency: Histogram<u64>,
     lag: Histogram<u64>,
     last_end: Instant,
+    measured_from: Option<Instant>,
+    measured_ok: u64,
     no_usage: u64,
     pub report: Report,
 }
@@ -232,18 +239,25 @@ impl Recorder {
             latency: histogram()?,
             lag: histogram()?,
             last_end: start,
+            measured_from: None,
+            measured_ok: 0,
             no_usage: 0,
             report: Report::default(),
         })
     }
 
     /// Counts a request: when it should have been sent, when it was, and how it ended.
-    pub fn record(&mut self, due: Instant, sent: Instant, o: &Outcome) {
+    pub fn record(&mut self, due: Instant, sent: Instant, warm_up: bool, o: &Outcome) {
         let end = o.end.unwrap_or(sent);
         self.last_end = self.last_end.max(end);
         self.lag.saturating_record(micros(due, sent));
         let r = &mut self.report;
         r.requests += 1;
+        if warm_up {
+            r.warm_up += 1;
+        } else {
+            self.measured_from = Some(self.measured_from.map_or(due, |t| t.min(due)));
+        }
         if let Some(name) = &o.instance {
             let name = if r.instances.len() < MAX_INSTANCES || r.instances.contains_key(name) {
                 name
@@ -266,6 +280,16 @@ impl Recorder {
             return;
         }
         r.ok += 1;
+        if let Some(s) = second {
+            s.ok += 1;
+            s.prompt_tokens += o.usage.map_or(0, |u| u.prompt);
+            s.cached_tokens += o.usage.map_or(0, |u| u.cached);
+            s.ttft_sum += o.first_token.map_or(0.0, |t| micros(due, t) as f64 / 1e6);
+        }
+        if warm_up {
+            return;
+        }
+        self.measured_ok += 1;
         self.latency.saturating_record(micros(due, end));
         let tokens = o.usage.map_or(o.chunks, |u| u.completion);
         r.output_tokens += tokens;
@@ -281,12 +305,6 @@ impl Recorder {
                 r.cached_tokens += u.cached;
             }
             None => self.no_usage += 1,
-        }
-        if let Some(s) = second {
-            s.ok += 1;
-            s.prompt_tokens += o.usage.map_or(0, |u| u.prompt);
-            s.cached_tokens += o.usage.map_or(0, |u| u.cached);
-            s.ttft_sum += o.first_token.map_or(0.0, |t| micros(due, t) as f64 / 1e6);
         }
     }
 
@@ -306,8 +324,10 @@ impl Recorder {
         r.tpot_ms = quantiles(&self.tpot, 1e-3);
         r.latency_s = quantiles(&self.latency, 1e-6);
         r.send_lag_ms = quantiles(&self.lag, 1e-3);
-        let per = |n: u64| if r.seconds > 0.0 { n as f64 / r.seconds } else { 0.0 };
-        r.throughput_rps = per(r.ok);
+        let from = if r.warm_up > 0 { self.measured_from.unwrap_or(self.last_end) } else { self.start };
+        let measured = self.last_end.saturating_duration_since(from).as_secs_f64();
+        let per = |n: u64| if measured > 0.0 { n as f64 / measured } else { 0.0 };
+        r.throughput_rps = per(self.measured_ok);
         r.output_tokens_per_s = per(r.output_tokens);
         if r.prompt_tokens > 0 {
             r.hit_ratio = Some(r.cached_tokens as f64 / r.prompt_tokens as f64);

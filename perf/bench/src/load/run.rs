@@ -4,7 +4,8 @@ use super::args::{Arrivals, BadArgs, LoadArgs, Plan};
 use super::bound::InfiniteCache;
 use super::client::{BadTarget, Client};
 use super::report::{Recorder, Report};
-use super::workload::{Script, Session};
+use super::trace::{Trace, TraceError};
+use super::workload::{Player, Script, Source};
 use crate::machine;
 use crate::rng::Rng;
 use bytes::Bytes;
@@ -21,6 +22,9 @@ pub enum LoadError {
     /// An option is out of range.
     #[error(transparent)]
     Args(#[from] BadArgs),
+    /// The trace cannot be played.
+    #[error(transparent)]
+    Trace(#[from] TraceError),
     /// The endpoint cannot be named.
     #[error(transparent)]
     Target(#[from] BadTarget),
@@ -45,15 +49,16 @@ pub enum LoadError {
     Record(#[from] hdrhistogram::CreationError),
 }
 
+/// Longest think time.
+const MOST_THINK: Duration = Duration::from_secs(86_400);
 /// Pause of a closed loop after a failure.
 const AFTER_FAILURE: Duration = Duration::from_millis(10);
 
 struct Shared {
-    client: Client,
-    script: Arc<Script>,
+    clients: Vec<Client>,
+    source: Source,
     model: String,
     args: LoadArgs,
-    turns: u32,
     recorder: Mutex<Recorder>,
     bound: Mutex<InfiniteCache>,
     end: Option<Instant>,
@@ -61,6 +66,10 @@ struct Shared {
     stop: Notify,
     /// Requests that may still start.
     requests_left: AtomicU64,
+    /// Requests started.
+    started: AtomicU64,
+    /// Of these, the first so many are warm-up.
+    warm_up: u64,
     next_session: AtomicU64,
     sessions: u64,
     in_flight: AtomicUsize,
@@ -92,35 +101,40 @@ impl Shared {
 
     /// Runs one conversation from its first turn, due at `due`. False if a request failed.
     async fn session(&self, number: u64, mut due: Instant) -> bool {
-        let mut session = Session::new(&self.script, number);
-        let mut rng = Rng::new(self.args.seed ^ number.wrapping_mul(0x0074_6869_6e6b));
+        let mut dialogue = self.source.open(number);
         let limit = Duration::from_secs_f64(self.args.timeout);
-        for turn in 0..self.turns {
-            if turn > 0 {
-                let think = self.args.think * (1.0 + rng.unit() / 2.0);
-                due = Instant::now() + Duration::from_secs_f64(think);
-                if think > 0.0 && !self.wait(due).await {
+        let mut first = true;
+        while let Some(think) = dialogue.think() {
+            if !std::mem::take(&mut first) {
+                due = Instant::now() + think.min(MOST_THINK);
+                if !think.is_zero() && !self.wait(due).await {
                     return true;
                 }
             }
             if self.over() || !self.may_start_request() {
                 return true;
             }
-            let body = session.ask();
-            lock(&self.bound).send(&self.model, &body);
+            let request = self.started.fetch_add(1, Relaxed);
+            let warm_up = request < self.warm_up;
+            let body = {
+                let mut bound = lock(&self.bound);
+                bound.count(!warm_up);
+                dialogue.ask(&self.model, &mut bound)
+            };
+            let client = &self.clients[request as usize % self.clients.len()];
             let counted = Count::new(&self.in_flight);
             let sent = Instant::now();
-            let asked = self.client.chat(Bytes::from(body), self.args.stream);
+            let asked = client.chat(Bytes::from(body), self.args.stream);
             let outcome = match tokio::time::timeout(limit, asked).await {
                 Ok(o) => o,
                 Err(_) => super::client::Outcome::timed_out(limit),
             };
             drop(counted);
-            lock(&self.recorder).record(due, sent, &outcome);
+            lock(&self.recorder).record(due, sent, warm_up, &outcome);
             if outcome.error.is_some() {
                 return false;
             }
-            session.answered(&outcome.text);
+            dialogue.answered(&outcome.text);
         }
         lock(&self.recorder).report.sessions += 1;
         true
@@ -163,7 +177,14 @@ fn describe(args: &LoadArgs, plan: &Plan) -> String {
         Arrivals::Closed(c) => format!("concurrency {c}"),
         Arrivals::Open(r) if plan.turns > 1 => format!("{r:.3} conversations/s"),
         Arrivals::Open(r) => format!("{r:.1} requests/s"),
+        Arrivals::Recorded => format!("speed {}", args.speed),
     };
+    if let Some(path) = &args.trace {
+        let name = path.file_name().map_or_else(|| path.to_string_lossy(), |n| n.to_string_lossy());
+        let scaled =
+            if args.out_scale == 1.0 { String::new() } else { format!(", answers × {}", args.out_scale) };
+        return format!("{name}, {arrivals}{scaled}");
+    }
     let what = match plan.turns {
         1 => "single requests".to_owned(),
         k => format!("conversations of {k} turns, think time {} s", args.think),
@@ -174,32 +195,58 @@ fn describe(args: &LoadArgs, plan: &Plan) -> String {
 /// Runs the load that `args` describe, on the runtime it is called on, and writes the JSON file if one is asked for.
 /// Ctrl-C ends it early: no further request starts; a second one cuts off what is under way.
 pub async fn run(args: &LoadArgs) -> Result<Report, LoadError> {
-    let plan = args.plan()?;
-    let client = Client::new(&args.url, &args.headers).await?;
+    let trace = args.trace.as_deref().map(|path| Trace::load(path, args.take())).transpose()?;
+    let plan = match &trace {
+        Some(trace) => args.plan_trace(trace)?,
+        None => args.plan()?,
+    };
+    let mut clients = Vec::with_capacity(args.url.len());
+    for url in &args.url {
+        clients.push(Client::new(url, &args.headers).await?);
+    }
+    let (Some(client), Some(url)) = (clients.first(), args.url.first()) else {
+        return Err(BadArgs { option: "url", reason: "give at least one".into() }.into());
+    };
     let model = match &args.model {
         Some(m) => m.clone(),
-        None => first_model(&client, &args.url).await?,
+        None => first_model(client, url).await?,
     };
-    let tokens = [args.system_tokens, args.user_tokens, args.output_tokens];
-    let script = Arc::new(Script::new(&model, args.seed, tokens, args.stream));
+    let mut left_out = 0;
+    let mut warm_up = 0;
+    let source = match trace {
+        Some(trace) => {
+            left_out = trace.left_out;
+            warm_up = (trace.requests() as f64 * args.warm_up) as u64;
+            Source::Trace(Arc::new(Player::new(trace, &model, args)))
+        }
+        None => {
+            let tokens = [args.system_tokens, args.user_tokens, args.output_tokens];
+            let script = Arc::new(Script::new(&model, args.seed, tokens, args.stream));
+            Source::Script { script, turns: plan.turns, think: args.think, seed: args.seed }
+        }
+    };
     let start = Instant::now();
     let mut recorder = Recorder::new(start)?;
-    recorder.report.url = args.url.clone();
+    recorder.report.url = args.url.join(", ");
     recorder.report.model = model.clone();
     recorder.report.load = describe(args, &plan);
+    if left_out > 0 {
+        recorder.report.warnings.push(format!("{left_out} requests with longer prompts were left out"));
+    }
     recorder.report.started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
     let shared = Arc::new(Shared {
-        client,
-        script,
+        clients,
+        source,
         model,
         args: args.clone(),
-        turns: plan.turns,
         recorder: Mutex::new(recorder),
         bound: Mutex::new(InfiniteCache::new(args.block_tokens)),
         end: args.duration.map(|d| start + Duration::from_secs_f64(d)),
         stopping: AtomicBool::new(false),
         stop: Notify::new(),
         requests_left: AtomicU64::new(args.requests.unwrap_or(u64::MAX)),
+        started: AtomicU64::new(0),
+        warm_up,
         next_session: AtomicU64::new(0),
         sessions: plan.sessions.unwrap_or(u64::MAX),
         in_flight: AtomicUsize::new(0),
@@ -226,7 +273,22 @@ pub async fn run(args: &LoadArgs) -> Result<Report, LoadError> {
             finish(&shared, &mut tasks, None).await;
         }
         Arrivals::Open(rate) => {
-            let spawner = open_loop(Arc::clone(&shared), rate, start);
+            let mut rng = Rng::new(args.seed ^ 0x6172_7269_7665);
+            let mut due = start;
+            let poisson = move |_| {
+                due += Duration::from_secs_f64(rng.exponential(rate).min(86_400.0));
+                Some(due)
+            };
+            let spawner = open_loop(Arc::clone(&shared), poisson);
+            finish(&shared, &mut tasks, Some(spawner)).await;
+        }
+        Arrivals::Recorded => {
+            let played = Arc::clone(&shared);
+            let recorded = move |n| match &played.source {
+                Source::Trace(p) => start.checked_add(p.trace.arrival(n, p.speed)?),
+                Source::Script { .. } => None,
+            };
+            let spawner = open_loop(Arc::clone(&shared), recorded);
             finish(&shared, &mut tasks, Some(spawner)).await;
         }
     }
@@ -254,18 +316,15 @@ pub async fn run(args: &LoadArgs) -> Result<Report, LoadError> {
 
 type Started = tokio::sync::mpsc::Receiver<(u64, Instant)>;
 
-/// Plans arrivals; what it sends is to be started at once.
-fn open_loop(shared: Arc<Shared>, rate: f64, start: Instant) -> Started {
+/// Plans arrivals, of which `when` tells the times; what it sends is to be started at once.
+fn open_loop(shared: Arc<Shared>, mut when: impl FnMut(u64) -> Option<Instant> + Send + 'static) -> Started {
     let (tx, rx) = tokio::sync::mpsc::channel(1024);
     tokio::spawn(async move {
-        let mut rng = Rng::new(shared.args.seed ^ 0x6172_7269_7665);
-        let mut due = start;
-        loop {
-            due += Duration::from_secs_f64(rng.exponential(rate).min(86_400.0));
+        while let Some(n) = shared.take_session() {
+            let Some(due) = when(n) else { return };
             if (due > Instant::now() && !shared.wait(due).await) || shared.over() {
                 return;
             }
-            let Some(n) = shared.take_session() else { return };
             if tx.send((n, due)).await.is_err() {
                 return;
             }
@@ -345,6 +404,10 @@ async fn show_progress(shared: Arc<Shared>, start: Instant) {
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     tick.tick().await;
     let mut before = 0;
+    let all = match &shared.source {
+        Source::Trace(p) => format!(" of {}", p.trace.requests()),
+        Source::Script { .. } => String::new(),
+    };
     loop {
         tick.tick().await;
         let (ok, failed, cached, prompt, (p50, p99)) = {
@@ -354,7 +417,7 @@ async fn show_progress(shared: Arc<Shared>, start: Instant) {
         let hit = if prompt > 0 { cached as f64 / prompt as f64 } else { 0.0 };
         _ = write!(
             std::io::stderr(),
-            "\r{:>4} s  {:>6}/s  {ok} ok  {failed} failed  {} in flight  TTFT p50 {p50:.3} p99 {p99:.3} s  hit {hit:.3}   ",
+            "\r{:>4} s  {:>6}/s  {ok}{all} ok  {failed} failed  {} in flight  TTFT p50 {p50:.3} p99 {p99:.3} s  hit {hit:.3}   ",
             start.elapsed().as_secs(),
             ok - before,
             shared.in_flight.load(Relaxed),

@@ -1,8 +1,12 @@
-//! What is asked: a system prompt that all share and user messages that are nobody else's.
+//! What is asked: a system prompt that all share and user messages that are nobody else's, or what a trace says.
 
+use super::args::LoadArgs;
+use super::bound::InfiniteCache;
+use super::trace::{Frame, Trace, Writer};
 use crate::rng::Rng;
 use serde_json::Value;
 use std::sync::Arc;
+use std::time::Duration;
 
 const WORDS: [&str; 32] = [
     "harbour", "channel", "beacon", "current", "pilot", "ledger", "signal", "anchor", "compass", "voyage",
@@ -95,6 +99,120 @@ impl Session {
             self.messages.push(',');
         }
         self.messages.push_str(&format!("{{\"role\":\"{role}\",\"content\":{}}}", Value::from(text)));
+    }
+}
+
+/// Sessions by number, and what each asks.
+pub(crate) enum Source {
+    /// Made up.
+    Script { script: Arc<Script>, turns: u32, think: f64, seed: u64 },
+    /// Recorded.
+    Trace(Arc<Player>),
+}
+
+/// A trace and how it is turned into requests.
+#[derive(Debug)]
+pub(crate) struct Player {
+    pub trace: Trace,
+    pub speed: f64,
+    out_scale: f64,
+    block_tokens: u32,
+    token_bytes: u32,
+    seed: u64,
+    head: String,
+    tail: &'static str,
+    frame: Frame,
+}
+
+impl Player {
+    pub fn new(trace: Trace, model: &str, args: &LoadArgs) -> Self {
+        let head =
+            format!("{{\"model\":{},\"messages\":[{{\"role\":\"user\",\"content\":\"", Value::from(model));
+        let tail =
+            if args.stream { ",\"stream\":true,\"stream_options\":{\"include_usage\":true}}" } else { "}" };
+        Self {
+            trace,
+            speed: args.speed,
+            out_scale: args.out_scale,
+            block_tokens: args.trace_block,
+            token_bytes: args.token_bytes,
+            seed: args.seed,
+            head,
+            tail,
+            frame: Frame::of_sim(),
+        }
+    }
+}
+
+/// One session under way.
+pub(crate) enum Dialogue {
+    Script { session: Session, rng: Rng, turns: u32, think: f64 },
+    Trace { player: Arc<Player>, writer: Writer, talk: usize, next: usize },
+}
+
+impl Source {
+    pub fn open(&self, number: u64) -> Dialogue {
+        match self {
+            Self::Script { script, turns, think, seed } => Dialogue::Script {
+                session: Session::new(script, number),
+                rng: Rng::new(seed ^ number.wrapping_mul(0x0074_6869_6e6b)),
+                turns: *turns,
+                think: *think,
+            },
+            Self::Trace(p) => Dialogue::Trace {
+                player: Arc::clone(p),
+                writer: Writer::new(p.block_tokens, p.token_bytes, p.frame, p.seed),
+                talk: usize::try_from(number).unwrap_or(usize::MAX),
+                next: 0,
+            },
+        }
+    }
+}
+
+impl Dialogue {
+    /// The pause before the next turn; `None` after the last.
+    pub fn think(&mut self) -> Option<Duration> {
+        let seconds = match self {
+            Self::Script { session, rng, turns, think } => {
+                (session.turn < *turns).then(|| *think * (1.0 + rng.unit() / 2.0))?
+            }
+            Self::Trace { player, talk, next, .. } => {
+                player.trace.talks.get(*talk)?.asks.get(*next)?.think / player.speed
+            }
+        };
+        Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+    }
+
+    /// The body of the next turn, entered in `cache`.
+    pub fn ask(&mut self, model: &str, cache: &mut InfiniteCache) -> Vec<u8> {
+        match self {
+            Self::Script { session, .. } => {
+                let body = session.ask();
+                cache.send(model, &body);
+                body
+            }
+            Self::Trace { player, writer, talk, next } => {
+                let Some(ask) = player.trace.talks.get(*talk).and_then(|t| t.asks.get(*next)) else {
+                    return Vec::new();
+                };
+                let own = ((*talk as u64) << 24) | *next as u64;
+                *next += 1;
+                let mut body = Vec::with_capacity(ask.input as usize * player.token_bytes as usize + 256);
+                body.extend_from_slice(player.head.as_bytes());
+                writer.write(ask, own, &mut body);
+                let output = (f64::from(ask.output) * player.out_scale).round().max(1.0) as u32;
+                body.extend_from_slice(format!("\"}}],\"max_tokens\":{output}{}", player.tail).as_bytes());
+                cache.send_path(writer.path(), player.block_tokens, ask.input);
+                body
+            }
+        }
+    }
+
+    /// Adds the answer to the history. A recorded prompt has its own history.
+    pub fn answered(&mut self, text: &str) {
+        if let Self::Script { session, .. } = self {
+            session.answered(text);
+        }
     }
 }
 
