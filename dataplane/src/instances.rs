@@ -52,7 +52,7 @@ impl StaticInstance {
 /// A fleet of instances that are always ready, whose prefix knowledge stays empty: for tests, and for gateways that
 /// only balance load.
 pub fn static_fleet(instances: &[StaticInstance]) -> Arc<Fleet> {
-    let config = || fairlead_prefix::Config { max_bytes: 1 << 20, max_targets: 4096 };
+    let config = || fairlead_prefix::Config { max_bytes: 1 << 20, max_targets: 4096, locate: false };
     let (_, index) = fairlead_prefix::new(config());
     let (_, overlay) = fairlead_prefix::new(config());
     let fleet = Fleet::new([index, overlay]);

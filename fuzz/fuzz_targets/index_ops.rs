@@ -36,7 +36,7 @@ impl Bytes<'_> {
 }
 
 fn index() -> Writer {
-    let (mut writer, _) = new(Config { max_bytes: Config::MIN_BYTES, max_targets: 5 });
+    let (mut writer, _) = new(Config { max_bytes: Config::MIN_BYTES, max_targets: 5, locate: true });
     for slot in 0..4 {
         let _ = writer.bind(TargetId::new(slot, 0));
     }

@@ -12,7 +12,8 @@
 //!
 //! The writer also keeps, out of the readers' sight: parents and children, the order of last use of all runs, and for
 //! each slot a list of what it holds in order of last use, so that clearing or dropping a target costs time
-//! proportional to what it holds.
+//! proportional to what it holds. With [`Config::locate`] also where the anchors stand (one block in sixteen), so that
+//! [`Writer::store`] and [`Writer::remove_blocks`] find any block by the few before it.
 //!
 //! Runs change shape only by operations, and only by rules that look at the runs themselves (never at times or
 //! memory), so that two indexes which have applied the same operations have the same runs under the same names, also
@@ -30,15 +31,16 @@
 //! | operation | touches, in order | what a reader may see meanwhile |
 //! |---|---|---|
 //! | place | new runs (without holders), then the target's lead in every run from the root down | a shorter leading part |
+//! | store | new runs (without holders), then the target's lead in the runs of the stored blocks | each run before or after |
 //! | extend a run | words behind its end, or a longer copy; then its length | the old length |
 //! | split | cell and table slot of the rest; cell of the front; table slot of the front | the old run, whole, as it was at the split |
 //! | remove, clear, drop | the target's lead in each run | each run before or after |
 //! | cut, unlink | the table slot | the old run, as it was |
 //! | table growth | a new table, then one pointer | the old table, until the next probe |
 //!
-//! So for every target the depth that a lookup answers is one that was true at some moment between the call's start
-//! and end: places go from the root down, lookups too, and the content of an unlinked run is frozen. Depths of
-//! different targets may be of different moments. A target whose holdings nobody touches is always seen in full,
+//! So every block that a lookup counts was held at some moment between the call's start and end, and where a target is
+//! only placed on (nothing stored behind a hole), so was the whole depth: places go from the root down, lookups too,
+//! and the content of an unlinked run is frozen. Depths of different targets may be of different moments. A target whose holdings nobody touches is always seen in full,
 //! whatever happens to the shape of the tree around it.
 //!
 //! # Reclamation
@@ -70,7 +72,7 @@ mod writer;
 pub use fairlead_wire::{Slot, TargetId};
 pub use hits::{Hits, MAX_TARGETS};
 pub use reader::{Reader, Stats};
-pub use writer::{ApplyError, BindError, RunCursor, Runs, Writer};
+pub use writer::{ApplyError, BindError, RunCursor, Runs, StoreError, Writer};
 
 /// Longest run, blocks.
 pub const MAX_RUN: usize = 4096;
@@ -82,6 +84,9 @@ pub struct Config {
     pub max_bytes: usize,
     /// Slots, at most [`MAX_TARGETS`].
     pub max_targets: usize,
+    /// Whether the writer keeps a table of anchors ([`fairlead_wire::is_anchor`]), which [`Writer::store`] and
+    /// [`Writer::remove_blocks`] need: about a byte a block. Only the scheduler's index does.
+    pub locate: bool,
 }
 
 impl Config {
@@ -91,7 +96,7 @@ impl Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { max_bytes: 256 << 20, max_targets: MAX_TARGETS }
+        Self { max_bytes: 256 << 20, max_targets: MAX_TARGETS, locate: false }
     }
 }
 

@@ -28,6 +28,7 @@ pub(crate) struct SharedStats {
     pub(crate) retired_bytes: Counter,
     pub(crate) ignored: Counter,
     pub(crate) refused: Counter,
+    pub(crate) unknown: Counter,
 }
 
 /// Size of an index and what it had to leave out.
@@ -49,6 +50,8 @@ pub struct Stats {
     pub ignored: u64,
     /// Placements cut short: no room within the budget, or a hash that stands elsewhere in the tree.
     pub refused: u64,
+    /// Stores and removals of blocks that named a place which is not in the tree.
+    pub unknown: u64,
 }
 
 impl Shared {
@@ -63,6 +66,7 @@ impl Shared {
             retired_bytes: load(&self.stats.retired_bytes),
             ignored: load(&self.stats.ignored),
             refused: load(&self.stats.refused),
+            unknown: load(&self.stats.unknown),
         }
     }
 

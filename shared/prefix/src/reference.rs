@@ -23,6 +23,26 @@ impl Reference {
         }
     }
 
+    /// `target` holds `blocks`, which follow the path that ends with `above`; nothing is said of `above`.
+    pub fn store(&mut self, target: TargetId, above: &[u64], blocks: &[u64]) {
+        let mut last = above.last().copied().unwrap_or(0);
+        for block in blocks {
+            self.before.insert(*block, last);
+            self.held.insert((target.pack(), *block));
+            last = *block;
+        }
+    }
+
+    /// Whether anybody holds `block`.
+    pub fn is_held(&self, block: u64) -> bool {
+        self.held.iter().any(|(_, held)| *held == block)
+    }
+
+    /// Whether `target` holds all of `blocks`.
+    pub fn holds(&self, target: TargetId, blocks: &[u64]) -> bool {
+        blocks.iter().all(|block| self.held.contains(&(target.pack(), *block)))
+    }
+
     /// `target` no longer holds these blocks.
     pub fn remove(&mut self, target: TargetId, blocks: &[u64]) {
         for block in blocks {

@@ -11,7 +11,7 @@ const TOMB: u64 = 1 << 32;
 
 /// Spreads keys that are not hashes (tests, hostile peers) and separates slot from tag.
 #[inline]
-const fn mix(key: u64) -> u64 {
+pub(crate) const fn mix(key: u64) -> u64 {
     let x = (key ^ key >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     x ^ x >> 29
 }

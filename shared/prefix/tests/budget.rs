@@ -17,7 +17,7 @@ fn drain(writer: &mut Writer) {
 
 #[test]
 fn without_eviction_the_truth_refuses_and_a_replica_says_full() {
-    let config = Config { max_bytes: Config::MIN_BYTES, max_targets: 4 };
+    let config = Config { max_bytes: Config::MIN_BYTES, max_targets: 4, locate: true };
     let mut writer = bound(config, 4);
     for round in 0..2000u64 {
         writer.place(target(0), &path(round, 4, 100), round);

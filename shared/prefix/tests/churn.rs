@@ -9,7 +9,7 @@ use fairlead_wire::msg::IndexOp;
 
 #[test]
 fn churn_far_beyond_the_budget_stays_within_it_and_replicas_follow() {
-    let config = Config { max_bytes: 2 << 20, max_targets: 64 };
+    let config = Config { max_bytes: 2 << 20, max_targets: 64, locate: true };
     let mut truth = bound(config, 64);
     // A replica needs a little more than the truth: it lags behind in evictions.
     let mut replica = bound(Config { max_bytes: 3 << 20, ..config }, 64);

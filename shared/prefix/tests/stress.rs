@@ -49,7 +49,8 @@ impl Random {
 
 #[test]
 fn readers_never_see_more_than_was_ever_held_nor_less_than_was_always_held() {
-    let (mut writer, reader) = new(Config { max_bytes: 1 << 20, max_targets: usize::from(TARGETS) });
+    let (mut writer, reader) =
+        new(Config { max_bytes: 1 << 20, max_targets: usize::from(TARGETS), locate: true });
     let paths: Vec<Vec<u64>> = (0..PATHS).map(path).collect();
     // For every target and path, the deepest it could ever answer.
     let most: Vec<Vec<u32>> = (0..TARGETS)

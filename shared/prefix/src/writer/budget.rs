@@ -8,6 +8,7 @@ use crate::stretch;
 use crate::table;
 use crate::words::Words;
 
+use super::anchors::Anchors;
 use super::tree::View;
 use super::{ApplyError, NIL, Node, ROOT, Record, SlotState, Writer};
 
@@ -36,6 +37,8 @@ pub(super) struct Need {
     pub(super) runs: usize,
     /// New records beyond one for each new run.
     pub(super) records: usize,
+    /// Blocks that are anchors.
+    pub(super) anchors: usize,
 }
 
 impl Writer {
@@ -65,12 +68,16 @@ impl Writer {
     }
 
     fn variable(&self) -> usize {
-        self.usage.blocks + self.usage.spill + self.usage.behind + self.usage.table
+        self.usage.blocks
+            + self.usage.spill
+            + self.usage.behind
+            + self.usage.table
+            + self.anchors.as_ref().map_or(0, Anchors::bytes)
     }
 
     /// Whether a change fits the budget, with a holder for all runs from `node` up. Reserves the cells for it.
     pub(super) fn check_room(&mut self, change: Need, node: u32, view: View<'_>) -> Result<(), ApplyError> {
-        let Need { words, runs, records } = change;
+        let Need { words, runs, records, .. } = change;
         let mut need = words * size_of::<u64>() * 5 / 4 + runs * Words::bytes_for(0);
         let mut holders = runs + records;
         let mut above = node;
@@ -88,6 +95,9 @@ impl Writer {
         let table = view.shared.table.get(view.guard).len();
         if table::is_crowded(self.live_runs + runs + self.table_dead.max(0) as usize, table) {
             need += Words::bytes_for(table::len_for(self.live_runs + runs));
+        }
+        if let Some(anchors) = &self.anchors {
+            need += anchors.growth(change.anchors);
         }
         let full = ApplyError::Full { max_bytes: self.config.max_bytes };
         // One chunk stays in hand: removals must be able to replace cells when nothing else is left.

@@ -44,54 +44,66 @@ impl Writer {
         set
     }
 
-    /// Marks that `slot` holds everything from the root to `end`, from the root down. Returns whether that is new.
-    /// Leaves the way up in `climb`.
-    pub(super) fn mark(&mut self, slot: Slot, end: At, view: View<'_>) -> bool {
+    /// Marks that `slot` holds the last `count` blocks of the path that ends at `end` (all of it, if it is shorter),
+    /// from the root down. Returns whether that is new. Leaves the way up in `climb`.
+    pub(super) fn mark(&mut self, slot: Slot, end: At, count: u32, view: View<'_>) -> bool {
         let mut climb = std::mem::take(&mut self.climb);
         climb.clear();
-        let mut node = end.node;
-        while node != ROOT {
+        let (mut node, mut left, mut top) = (end.node, count, 0);
+        while node != ROOT && left > 0 {
             climb.push((node, NIL));
+            let stop = if climb.len() == 1 { end.off } else { self.len(node, view) };
+            top = stop.saturating_sub(left);
+            left -= stop - top;
             node = self.nodes[node as usize].parent;
         }
         let mut changed = false;
         for (depth, (node, record)) in climb.iter_mut().enumerate().rev() {
             let upto = if depth == 0 { end.off } else { self.len(*node, view) };
-            let (new, at) = self.cover(*node, slot, upto, view);
+            let (new, at) = self.cover(*node, slot, top, upto, view);
             *record = at;
             changed |= new;
+            top = 0;
         }
         self.climb = climb;
         changed
     }
 
-    /// Marks that `slot` holds the first `upto` blocks of a run. Returns whether that is new, and the record.
-    fn cover(&mut self, node: u32, slot: Slot, upto: u32, view: View<'_>) -> (bool, u32) {
+    /// Marks that `slot` holds blocks `from..upto` of a run. Returns whether that is new, and the record.
+    fn cover(&mut self, node: u32, slot: Slot, from: u32, upto: u32, view: View<'_>) -> (bool, u32) {
         let cell = self.cell(node, view);
         let Some((position, holder)) = self.holder(cell, slot, view) else {
             let record = self.take_record(node, slot);
             let state = &mut self.slots[usize::from(slot)];
             list::push_newest(&mut self.records, &mut state.records, record);
-            self.count(slot, 0, upto);
-            self.add_holder(cell, slot, upto, record, view);
+            self.count(slot, 0, upto - from);
+            if from > 0 {
+                self.store_behind(record, vec![(from, upto - from)]);
+            }
+            self.add_holder(cell, slot, if from == 0 { upto } else { 0 }, record, view);
             return (true, record);
         };
-        if u32::from(holder.lead) >= upto {
+        let lead = u32::from(holder.lead);
+        if lead >= upto {
             return (false, holder.record);
         }
-        if self.has_behind(holder.record) {
-            let mut set = self.stretches(holder);
-            let before = stretch::count(&set);
-            stretch::add(&mut set, 0, upto);
-            self.count(slot, before, stretch::count(&set));
-            self.store_holding(cell, position, holder, set, view);
-        } else {
-            self.count(slot, u32::from(holder.lead), upto);
+        if from <= lead && !self.has_behind(holder.record) {
+            self.count(slot, lead, upto);
             let word = Holder { lead: upto as u16, ..holder }.pack();
             if let Some(place) = cell.position(position, view.guard) {
                 place.store(word, Ordering::Release);
             }
+            return (true, holder.record);
         }
+        let mut set = self.stretches(holder);
+        let before = stretch::count(&set);
+        stretch::add(&mut set, from, upto - from);
+        let after = stretch::count(&set);
+        if after == before {
+            return (false, holder.record);
+        }
+        self.count(slot, before, after);
+        self.store_holding(cell, position, holder, set, view);
         (true, holder.record)
     }
 
@@ -276,13 +288,18 @@ impl Writer {
         }
     }
 
-    /// Notes the use of the path that `mark` went: the deepest run first, so that a run is never older than one below.
+    /// Notes the use of the path of which `mark` went the end: the deepest run first, so that a run is never older
+    /// than one below.
     pub(super) fn touch(&mut self, slot: Slot, now_us: u64) {
         self.now = self.now.max(self.tick(now_us));
         let climb = std::mem::take(&mut self.climb);
-        for &(node, record) in &climb {
+        let mut node = climb.first().map_or(ROOT, |(deepest, _)| *deepest);
+        while node != ROOT {
             list::renew(&mut self.nodes, &mut self.runs_by_use, node);
             self.nodes[node as usize].used = self.now;
+            node = self.nodes[node as usize].parent;
+        }
+        for &(_, record) in &climb {
             list::renew(&mut self.records, &mut self.slots[usize::from(slot)].records, record);
             self.records[record as usize].used = self.now;
         }

@@ -1,6 +1,8 @@
 //! The one writer: operations in, operations out.
 
+mod anchors;
 mod budget;
+mod exact;
 mod holders;
 mod list;
 mod slices;
@@ -24,9 +26,11 @@ use crate::sync::Pins;
 use crate::words::{AtomicWords, Graveyard};
 use crate::{Config, MAX_TARGETS};
 
+pub use exact::StoreError;
 pub use slices::RunCursor;
 pub use snapshot::Runs;
 
+use anchors::Anchors;
 use tree::View;
 
 /// No node, record or cell.
@@ -177,6 +181,8 @@ pub struct Writer {
     chunks: usize,
     grave: Graveyard,
     table_dead: isize,
+    /// With [`Config::locate`].
+    anchors: Option<Anchors>,
     usage: Usage,
     live_runs: usize,
     blocks: u64,
@@ -184,6 +190,7 @@ pub struct Writer {
     targets: usize,
     ignored: u64,
     refused: u64,
+    unknown: u64,
     /// Growth was refused for lack of room since the last eviction.
     starved: bool,
     /// First time seen; ticks count from here.
@@ -200,6 +207,7 @@ impl Writer {
         let config = Config {
             max_bytes: config.max_bytes.max(Config::MIN_BYTES),
             max_targets: config.max_targets.clamp(1, MAX_TARGETS),
+            ..config
         };
         let pins = Pins::new();
         let grave = Graveyard::new(&pins);
@@ -232,6 +240,7 @@ impl Writer {
             chunks: 0,
             grave,
             table_dead: 0,
+            anchors: config.locate.then(|| Anchors::with_room(0)),
             usage: Usage::default(),
             live_runs: 0,
             blocks: 0,
@@ -239,6 +248,7 @@ impl Writer {
             targets: 0,
             ignored: 0,
             refused: 0,
+            unknown: 0,
             starved: false,
             base_us: None,
             now: 0,
@@ -301,7 +311,7 @@ impl Writer {
                 found
             }
         };
-        let changed = self.mark(target.slot, end, view);
+        let changed = self.mark(target.slot, end, u32::MAX, view);
         self.touch(target.slot, now_us);
         drop(guard);
         self.finish();
@@ -336,25 +346,15 @@ impl Writer {
         match op {
             IndexOp::Place { target, anchor, skip, blocks } => {
                 let Some(slot) = self.tenant(*target)? else { return Ok(()) };
-                if blocks.contains(&0) {
-                    return Err(ApplyError::Malformed { run: *anchor, what: "a block hash is zero" });
-                }
-                let node = if *anchor == 0 {
-                    ROOT
-                } else {
-                    self.find(*anchor, view).ok_or(ApplyError::UnknownRun { run: *anchor })?
-                };
-                let len = self.len(node, view);
-                if *skip > len || (node != ROOT && *skip == 0) {
-                    return Err(ApplyError::Skip { run: *anchor, skip: *skip, len });
-                }
-                let (found, taken) = self.walk(At { node, off: *skip }, blocks, view);
-                let end = self.grow(found, &blocks[taken..], view)?;
-                self.mark(slot, end, view);
+                let end = self.enter(*anchor, *skip, blocks, view)?;
+                self.mark(slot, end, u32::MAX, view);
                 Ok(())
             }
-            IndexOp::Store { anchor, .. } => {
-                Err(ApplyError::Malformed { run: *anchor, what: "blocks without what is before them" })
+            IndexOp::Store { target, anchor, skip, blocks } => {
+                let Some(slot) = self.tenant(*target)? else { return Ok(()) };
+                let end = self.enter(*anchor, *skip, blocks, view)?;
+                self.mark(slot, end, blocks.len() as u32, view);
+                Ok(())
             }
             IndexOp::Remove { target, run, from, len } => {
                 let Some(slot) = self.tenant(*target)? else { return Ok(()) };
@@ -376,6 +376,23 @@ impl Writer {
                 Ok(())
             }
         }
+    }
+
+    /// Makes sure that `blocks` stand behind the first `skip` blocks of the run `anchor`. Returns where they end.
+    fn enter(&mut self, anchor: u64, skip: u32, blocks: &[u64], view: View<'_>) -> Result<At, ApplyError> {
+        if blocks.contains(&0) {
+            return Err(ApplyError::Malformed { run: anchor, what: "a block hash is zero" });
+        }
+        let node = match anchor {
+            0 => ROOT,
+            name => self.find(name, view).ok_or(ApplyError::UnknownRun { run: name })?,
+        };
+        let len = self.len(node, view);
+        if skip > len || (node != ROOT && skip == 0) {
+            return Err(ApplyError::Skip { run: anchor, skip, len });
+        }
+        let (found, taken) = self.walk(At { node, off: skip }, blocks, view);
+        self.grow(found, &blocks[taken..], view)
     }
 
     /// The slot of a packed target when it is the slot's tenant.
@@ -420,23 +437,8 @@ impl Writer {
         let shared = Arc::clone(&self.shared);
         let guard = shared.pins.pin();
         let view = View { shared: &shared, guard: &guard };
-        let (mut at, mut stop) = self.walk(At::ROOT, path, view);
-        let keep = keep as usize;
-        let mut parts = Vec::new();
-        while at.node != ROOT && stop > keep {
-            let start = stop - at.off as usize;
-            let from = keep.saturating_sub(start) as u32;
-            parts.push((self.head(at.node, view), from, at.off - from));
-            let parent = self.nodes[at.node as usize].parent;
-            (at, stop) = (At { node: parent, off: self.len(parent, view) }, start);
-        }
-        // From the deepest run up. By name, because a removal may unlink the runs above it.
-        for (run, from, len) in parts {
-            let Some(node) = self.find(run, view) else { continue };
-            if self.remove_stretch(node, target.slot, from, len, view) > 0 {
-                ops.push(IndexOp::Remove { target: target.pack(), run, from, len });
-            }
-        }
+        let (end, matched) = self.walk(At::ROOT, path, view);
+        self.remove_back(target, end, (matched as u64).saturating_sub(u64::from(keep)), view, &mut ops);
         drop(guard);
         self.finish();
         ops
@@ -501,5 +503,6 @@ impl Writer {
         set(&stats.retired_bytes, self.grave.bytes() as u64);
         set(&stats.ignored, self.ignored);
         set(&stats.refused, self.refused);
+        set(&stats.unknown, self.unknown);
     }
 }

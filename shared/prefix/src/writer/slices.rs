@@ -70,7 +70,7 @@ mod tests {
 
     #[test]
     fn slices_enumerate_all_runs_and_empty_the_index() {
-        let (mut writer, reader) = new(Config { max_bytes: 1 << 20, max_targets: 4 });
+        let (mut writer, reader) = new(Config { max_bytes: 1 << 20, max_targets: 4, locate: true });
         let targets = [TargetId::new(0, 1), TargetId::new(1, 1)];
         for (i, target) in targets.into_iter().enumerate() {
             writer.bind(target).unwrap();

@@ -118,8 +118,12 @@ impl Writer {
             }
         }
         let behind: usize = holdings.iter().map(|(_, set)| set.len() + 4).sum();
-        let need =
-            Need { words: run.blocks.len() + 4 * holdings.len() + behind, runs: 1, records: holdings.len() };
+        let need = Need {
+            words: run.blocks.len() + 4 * holdings.len() + behind,
+            runs: 1,
+            records: holdings.len(),
+            anchors: self.anchors_in(&run.blocks),
+        };
         self.check_room(need, ROOT, view)?;
         let node = self.add_run(parent, &run.blocks, view);
         for (slot, set) in holdings {

@@ -2,10 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use fairlead_wire::msg::IndexOp;
-use fairlead_wire::{Slot, TargetId};
+use fairlead_wire::{Slot, TargetId, is_anchor};
 use proptest::prelude::*;
 
-use super::{NIL, ROOT, Writer};
+use super::{At, NIL, ROOT, Writer};
 use crate::cells::Holder;
 use crate::reference::Reference;
 use crate::stretch;
@@ -20,7 +20,9 @@ type Prompt = Vec<(u8, u8)>;
 
 fn chain(last: u64, text: u64) -> u64 {
     let x = (last ^ text.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    (x ^ x >> 33).max(1)
+    let x = (x ^ x >> 33).max(16);
+    // Anchors more often than in life: paths are short here.
+    if x >> 62 == 0 { x & !15 } else { x }
 }
 
 fn path_of(prompt: &Prompt) -> Vec<u64> {
@@ -46,7 +48,21 @@ enum Step {
         prompt: Prompt,
         keep: u32,
     },
-    /// Part of a run, as an engine's removal would name it.
+    /// Some blocks of a path, as an engine's events tell them.
+    Store {
+        target: u16,
+        prompt: Prompt,
+        from: usize,
+        len: usize,
+    },
+    /// The same for a removal.
+    Forget {
+        target: u16,
+        prompt: Prompt,
+        from: usize,
+        len: usize,
+    },
+    /// Part of a run, as a removal on the wire names it.
     Remove {
         target: u16,
         run: usize,
@@ -84,6 +100,10 @@ fn steps() -> impl Strategy<Value = Step> {
         3 => (target.clone(), prompts(), 0u32..20).prop_map(|(target, prompt, keep)| Step::Tail { target, prompt, keep }),
         6 => (target.clone(), any::<usize>(), 0u32..12, 1u32..8)
             .prop_map(|(target, run, from, len)| Step::Remove { target, run, from, len }),
+        8 => (target.clone(), prompts(), 0usize..30, 1usize..12)
+            .prop_map(|(target, prompt, from, len)| Step::Store { target, prompt, from, len }),
+        6 => (target.clone(), prompts(), 0usize..30, 1usize..12)
+            .prop_map(|(target, prompt, from, len)| Step::Forget { target, prompt, from, len }),
         1 => target.clone().prop_map(|target| Step::Clear { target }),
         1 => target.clone().prop_map(|target| Step::Rebind { target }),
         2 => any::<usize>().prop_map(|run| Step::Evict { run }),
@@ -93,6 +113,13 @@ fn steps() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// The part of a path that starts at `from`, and the blocks above it from an anchor (or the path's start) on.
+fn part(path: &[u64], from: usize, len: usize) -> (&[u64], &[u64]) {
+    let from = from.min(path.len() - 1);
+    let anchor = path[..from].iter().rposition(|block| is_anchor(*block)).unwrap_or(0);
+    (&path[anchor..from], &path[from..path.len().min(from + len)])
+}
+
 /// Everything that must hold between the parts of one index.
 fn check(index: &Writer) {
     let guard = index.shared.pins.pin();
@@ -100,7 +127,7 @@ fn check(index: &Writer) {
     let (mut runs, mut blocks, mut records) = (0, 0, 0);
     let mut held = vec![0u64; index.slots.len()];
     let mut left = vec![index.nodes[ROOT as usize].first_child];
-    let mut memory = 0;
+    let (mut memory, mut anchors) = (0, 0);
     while let Some(node) = left.pop() {
         if node == NIL {
             continue;
@@ -122,6 +149,15 @@ fn check(index: &Writer) {
         assert_eq!(cell.node(), node);
         assert_eq!(index.find(index.head(node, view), view), Some(node), "the name leads to the run");
         runs += 1;
+        for (at, block) in cell.run(&guard).iter().enumerate() {
+            let block = block.load(Ordering::Relaxed);
+            if is_anchor(block) || at == 0 && links.parent == ROOT {
+                assert!(
+                    index.anchors.is_none() || index.locate(block, view) == Some(At { node, off: at as u32 })
+                );
+                anchors += usize::from(is_anchor(block));
+            }
+        }
         blocks += u64::from(cell.len());
         memory += crate::words::Words::bytes_for(cell.blocks().get(&guard).len());
         let (near, far) = cell.holders(&guard);
@@ -153,6 +189,7 @@ fn check(index: &Writer) {
     assert_eq!(held.iter().sum::<u64>(), index.held);
     assert_eq!(held.iter().filter(|held| **held > 0).count(), index.targets);
     assert_eq!(memory, index.usage.blocks);
+    assert!(index.anchors.as_ref().is_none_or(|table| table.live() == anchors));
     let mut listed = 0;
     for state in &index.slots {
         let mut record = state.records.oldest;
@@ -187,11 +224,11 @@ struct World {
     now_us: u64,
 }
 
-const CONFIG: Config = Config { max_bytes: 4 << 20, max_targets: 8 };
+const CONFIG: Config = Config { max_bytes: 4 << 20, max_targets: 8, locate: false };
 
 impl World {
     fn new() -> Self {
-        let (truth, reader) = new(CONFIG);
+        let (truth, reader) = new(Config { locate: true, ..CONFIG });
         let mut world = Self {
             truth,
             reader,
@@ -261,6 +298,30 @@ impl World {
                 let (target, path) = (self.target(*target), path_of(prompt));
                 let ops = self.truth.remove_path_tail(target, &path, *keep);
                 self.reference.remove(target, path.get(*keep as usize..).unwrap_or(&[]));
+                self.replicate(&ops);
+            }
+            Step::Store { target, prompt, from, len } => {
+                let (target, path) = (self.target(*target), path_of(prompt));
+                let (above, blocks) = part(&path, *from, *len);
+                let known = self.reference.holds(target, blocks);
+                match self.truth.store(target, above, blocks, self.now_us) {
+                    Ok(op) => {
+                        assert_eq!(op.is_none(), known, "an operation exactly when something changed");
+                        self.reference.store(target, above, blocks);
+                        self.replicate(op.as_slice());
+                    }
+                    Err(_) => {
+                        assert!(above.last().is_some_and(|parent| !self.reference.is_held(*parent)));
+                    }
+                }
+                self.seen.push(path);
+            }
+            Step::Forget { target, prompt, from, len } => {
+                let (target, path) = (self.target(*target), path_of(prompt));
+                let (above, blocks) = part(&path, *from, *len);
+                let above = if is_anchor(blocks[0]) { &[] } else { above };
+                let ops = self.truth.remove_blocks(target, above, blocks);
+                self.reference.remove(target, blocks);
                 self.replicate(&ops);
             }
             Step::Remove { target, run, from, len } => {
@@ -370,8 +431,12 @@ impl World {
     }
 }
 
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(64)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(cases()))]
     #[test]
     fn tree_replicas_and_reference_agree_at_every_step(steps in prop::collection::vec(steps(), 1..50)) {
         let mut world = World::new();

@@ -98,6 +98,7 @@ impl Writer {
             words: copied + rest.len() + 4 * holders,
             runs: runs + 2 * usize::from(splits) + usize::from(cuts),
             records: if splits { holders } else { 0 },
+            anchors: self.anchors_in(rest),
         };
         self.check_room(need, at.node, view)?;
 
@@ -149,6 +150,7 @@ impl Writer {
         self.live_runs += 1;
         self.blocks += blocks.len() as u64;
         self.enter_name(blocks[0], number, view);
+        self.enter_anchors(node, 0, blocks, view);
         node
     }
 
@@ -171,8 +173,10 @@ impl Writer {
             words.set(run.len(), tail);
             cell.blocks().replace(Some(words), &mut self.grave);
         }
+        let from = (len - tail.len()) as u32;
         cell.set_len(len as u32);
         self.blocks += tail.len() as u64;
+        self.enter_anchors(node, from, tail, view);
     }
 
     /// Splits a run after `at` blocks. The node keeps the rest and its children (without children, of the rest only
@@ -184,6 +188,7 @@ impl Writer {
         if self.nodes[node as usize].first_child == NIL {
             let held = (self.extent(node, view) - at) as usize;
             self.blocks -= (rest_run.len() - held) as u64;
+            self.remove_anchors(node, at + held as u32, &rest_run[held..]);
             rest_run = &rest_run[..held];
         }
         let (front_name, rest_name) =
@@ -203,6 +208,8 @@ impl Writer {
         (below.parent, below.prev_sibling, below.next_sibling) = (front, NIL, NIL);
         list::insert_newer_than(&mut self.nodes, &mut self.runs_by_use, node, front);
         self.live_runs += 1;
+        self.move_anchors((node, at), (node, 0), rest_run);
+        self.move_anchors((node, 0), (front, 0), front_run);
 
         // The rest first: a reader that sees the short front must find what follows.
         self.enter_name(rest_name, rest_cell, view);
@@ -226,6 +233,7 @@ impl Writer {
         self.nodes[node as usize].cell = number;
         self.fill_cell(number, node, copy(&run[..at as usize], 0), at, view);
         self.blocks -= (run.len() - at as usize) as u64;
+        self.remove_anchors(node, at, &run[at as usize..]);
         self.move_holders(old, node, view);
         self.move_name(run[0].load(Ordering::Relaxed), number, view);
         self.bury_cell(old, view);
@@ -275,6 +283,7 @@ impl Writer {
             self.table_dead += table::remove(table, found.index);
         }
         self.release_holders(number, view);
+        self.remove_anchors(node, 0, cell.run(view.guard));
         self.blocks -= u64::from(cell.len());
         self.live_runs -= 1;
         self.bury_cell(number, view);

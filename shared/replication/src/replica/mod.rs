@@ -159,7 +159,9 @@ pub struct Replica<S> {
 impl<S: ReplicaSink + ReservationSource> Replica<S> {
     /// An empty replica; `sink` is made from the readers that the shards will use.
     pub fn new(config: ReplicaConfig, sink: impl FnOnce(&Readers) -> S, now_us: u64) -> Self {
-        let tree = |max_bytes| fairlead_prefix::new(Config { max_bytes, max_targets: config.max_targets });
+        let tree = |max_bytes| {
+            fairlead_prefix::new(Config { max_bytes, max_targets: config.max_targets, locate: false })
+        };
         let (first, first_reader) = tree(config.index_bytes);
         let (second, second_reader) = tree(config.index_bytes);
         let (overlay, overlay_reader) = tree(config.overlay_bytes);

@@ -229,7 +229,8 @@ mod tests {
     const B: TargetId = TargetId::new(2, 1);
 
     fn overlay(max_bytes: usize) -> (Overlay, Reader) {
-        let (mut tree, reader) = fairlead_prefix::new(Config { max_bytes: 1 << 20, max_targets: 8 });
+        let (mut tree, reader) =
+            fairlead_prefix::new(Config { max_bytes: 1 << 20, max_targets: 8, locate: false });
         tree.bind(A).unwrap();
         tree.bind(B).unwrap();
         (Overlay::new(tree, max_bytes, 5_000), reader)

@@ -101,8 +101,11 @@ impl Truth {
     /// An empty truth that starts epoch `epoch` (never used before by this cluster; a start time does). All block
     /// hashes of the cluster are made with `cluster_seed`.
     pub fn new(config: TruthConfig, epoch: u64, cluster_seed: u64, now_us: u64) -> Self {
-        let index =
-            fairlead_prefix::Config { max_bytes: config.index_bytes, max_targets: config.max_targets };
+        let index = fairlead_prefix::Config {
+            max_bytes: config.index_bytes,
+            max_targets: config.max_targets,
+            locate: true,
+        };
         let (index, _) = fairlead_prefix::new(index);
         let patience = config.heartbeat_us * u64::from(config.missed);
         Self {

@@ -34,7 +34,7 @@ impl TargetEntry {
 }
 
 pub(crate) fn empty_fleet() -> Fleet {
-    let config = || fairlead_prefix::Config { max_bytes: 1 << 20, max_targets: 64 };
+    let config = || fairlead_prefix::Config { max_bytes: 1 << 20, max_targets: 64, locate: false };
     let (_, index) = fairlead_prefix::new(config());
     let (_, overlay) = fairlead_prefix::new(config());
     Fleet::new([index, overlay])
