@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use ahash::AHashSet;
 use fairlead_wire::TargetId;
-use fairlead_wire::msg::{InstanceInfo, Op, RankLoad, RefuseCode, Report};
+use fairlead_wire::msg::{CacheSource, InstanceInfo, Op, RankLoad, RefuseCode, Report, TargetFeedback};
 
-use super::fleet::Instance;
+use super::fleet::{Instance, Target};
+use super::intake::Input;
 use super::{Part, Truth};
 use crate::SessionId;
 
@@ -14,7 +15,12 @@ use crate::SessionId;
 const BLOCK_BYTES: u64 = 16;
 
 impl Truth {
-    /// An agent says what it watches.
+    /// An agent says what it watches. Another engine than before changes the index, which has its order.
+    pub(super) fn on_register(&mut self, session: SessionId, info: InstanceInfo) {
+        let same = self.fleet.instances.get(info.name.as_str()).is_some_and(|known| known.is(&info));
+        if same { self.register(session, info) } else { self.take(Input::Register { session, info }) }
+    }
+
     pub(super) fn register(&mut self, session: SessionId, info: InstanceInfo) {
         let Some(entry) = self.sessions.get_mut(&session) else { return };
         let name = entry.name.clone();
@@ -23,9 +29,7 @@ impl Truth {
             return self.refuse(session, RefuseCode::Identity, why);
         }
         let info = Arc::new(info);
-        let same = self.fleet.instances.get(&name).is_some_and(|known| {
-            known.info.incarnation == info.incarnation && known.info.dp_ranks == info.dp_ranks
-        });
+        let same = self.fleet.instances.get(&name).is_some_and(|known| known.is(&info));
         if !same {
             self.drop_instance(&name);
             let Some(ids) = self.fleet.admit(&info, info.dp_ranks) else {
@@ -47,6 +51,7 @@ impl Truth {
                 // Not yet announced, so that the announcement below covers every rank.
                 ready: false,
                 agent: None,
+                agent_since_us: self.now_us,
                 orphaned_us: self.now_us,
             };
             self.fleet.instances.insert(name.clone(), instance);
@@ -54,7 +59,9 @@ impl Truth {
         let Some(instance) = self.fleet.instances.get_mut(&name) else { return };
         let changed = !same || !instance.ready || instance.info != info;
         instance.info = info.clone();
-        instance.agent = Some(session);
+        if instance.agent.replace(session) != Some(session) {
+            instance.agent_since_us = self.now_us;
+        }
         instance.ready = true;
         if let Some(Part::Agent { registered }) = self.sessions.get_mut(&session).map(|entry| &mut entry.part)
         {
@@ -69,6 +76,20 @@ impl Truth {
     }
 
     /// An agent says how its engine is.
+    pub(super) fn on_report(&mut self, session: SessionId, report: Report) {
+        let known = |truth: &Self| {
+            let name = &truth.sessions.get(&session)?.name;
+            let instance = truth.fleet.instances.get(name)?;
+            (instance.agent == Some(session) && instance.info.incarnation == report.incarnation).then_some(())
+        };
+        // The registration that it follows may be waiting for its turn.
+        if self.is_caught_up() || known(self).is_some() {
+            self.report(session, report);
+        } else {
+            self.take(Input::Report { session, report });
+        }
+    }
+
     pub(super) fn report(&mut self, session: SessionId, report: Report) {
         let now_us = self.now_us;
         let Some(entry) = self.sessions.get(&session) else { return };
@@ -185,46 +206,48 @@ impl Truth {
         }
     }
 
-    /// Enters what gateways remember of an instance that has just registered.
-    fn recall(&mut self, name: &Arc<str>, info: &InstanceInfo) {
-        for rank in 0..info.dp_ranks {
-            for path in self.recollections.take(name, rank, info.incarnation) {
-                self.place_rank(name, rank, &path);
-            }
-        }
-        self.keep_budget();
-    }
-
-    pub(super) fn place_rank(&mut self, name: &Arc<str>, rank: u16, path: &[u64]) {
-        let slot = self.fleet.instances.get(name).and_then(|known| known.slots.get(usize::from(rank)));
-        let id = slot.and_then(|&slot| self.fleet.at(slot)).map(|target| target.id);
-        if let Some(id) = id {
-            self.place_one(id, path);
-        }
-    }
-
-    pub(super) fn place_one(&mut self, id: TargetId, path: &[u64]) {
-        let Some(op) = self.index.place(id, path, self.now_us) else { return };
-        self.push(Op::Index(op));
-        let held = self.index.held_by(id.slot);
+    /// Takes from a target what goes beyond its bound, the least recently used first. Whether anything did.
+    pub(super) fn trim(&mut self, id: TargetId) -> bool {
         let most = self.most_blocks(id);
-        if held > most {
-            // Somewhat below the bound, so that not every placement trims.
-            for op in self.index.trim_target(id, most - most / 16) {
-                self.stats.trims += 1;
-                self.push(Op::Index(op));
-            }
+        if self.index.held_by(id.slot) <= most {
+            return false;
         }
+        // Somewhat below the bound, so that not every placement trims.
+        for op in self.index.trim_target(id, most - most / 16) {
+            self.stats.trims += 1;
+            self.push(Op::Index(op));
+        }
+        true
     }
 
-    /// Blocks that a target may hold: its share of the index, and what its engine has room for.
+    /// Blocks that a target may hold: its share of the index; of what is known by placements alone, no more than its
+    /// engine is believed to keep.
     fn most_blocks(&self, id: TargetId) -> u64 {
         let share =
             (self.config.index_bytes as f64 * f64::from(self.config.target_share)) as u64 / BLOCK_BYTES;
-        let room = self.fleet.get(id).and_then(|target| {
-            let tokens = target.info.kv_blocks?.saturating_mul(u64::from(target.info.block_size?));
-            tokens.checked_div(u64::from(self.config.block_tokens))
-        });
-        room.map_or(share, |room| room.max(1).min(share))
+        let Some(target) = self.fleet.get(id) else { return share };
+        match self.believed(target) {
+            Some(room) if target.cache == CacheSource::Placements => room.min(share),
+            _ => share,
+        }
+    }
+
+    /// Blocks that an engine is believed to keep.
+    pub(super) fn believed(&self, target: &Target) -> Option<u64> {
+        let block_bytes = self.config.block_bytes;
+        (block_bytes > 0).then(|| Some(target.capacity.blocks(target.kv_tokens()?, block_bytes)))?
+    }
+
+    /// Gateways say how well the index predicted what engines had cached.
+    pub(super) fn feedback(&mut self, items: &[TargetFeedback]) {
+        for told in items {
+            let id = TargetId::unpack(told.target);
+            let Some(target) = self.fleet.get(id) else { continue };
+            let bound = self.believed(target).unwrap_or(u64::MAX);
+            let held = self.index.held_by(id.slot);
+            if let Some(target) = self.fleet.get_mut(id) {
+                target.capacity.learn(told, held, bound);
+            }
+        }
     }
 }

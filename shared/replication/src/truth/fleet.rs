@@ -9,6 +9,7 @@ use ahash::AHashMap;
 use fairlead_wire::TargetId;
 use fairlead_wire::msg::{CacheSource, InstanceInfo, RankLoad, TargetInfo};
 
+use super::capacity::Capacity;
 use crate::SessionId;
 
 /// A live target.
@@ -20,15 +21,30 @@ pub(crate) struct Target {
     pub(crate) info: Arc<InstanceInfo>,
     /// Last report, `taken_us` in the scheduler's clock.
     pub(crate) load: Option<RankLoad>,
+    /// Where the index learns what it holds.
+    pub(crate) cache: CacheSource,
+    /// The agent's session that told its last KV-cache events.
+    pub(crate) events_from: Option<SessionId>,
+    /// Events could not be entered, or holdings were trimmed, since the last full dump.
+    pub(crate) incomplete: bool,
+    /// How much it is believed to hold by placements.
+    pub(crate) capacity: Capacity,
 }
 
 impl Target {
+    /// KV room of the engine, tokens, if it tells.
+    pub(crate) fn kv_tokens(&self) -> Option<u64> {
+        let blocks = self.info.kv_blocks.zip(self.info.block_size);
+        let told = blocks.map(|(blocks, size)| blocks.saturating_mul(u64::from(size)));
+        told.or(self.load.and_then(|load| load.kv_total_tokens)).filter(|tokens| *tokens > 0)
+    }
+
     pub(crate) fn describe(&self) -> TargetInfo {
         TargetInfo {
             target: self.id.pack(),
             rank: self.rank,
             ready: self.ready,
-            cache: CacheSource::Placements,
+            cache: self.cache,
             instance: (*self.info).clone(),
         }
     }
@@ -51,8 +67,17 @@ pub(crate) struct Instance {
     pub(crate) ready: bool,
     /// The agent that speaks for it.
     pub(crate) agent: Option<SessionId>,
+    /// Since when it does.
+    pub(crate) agent_since_us: u64,
     /// Since when no agent does.
     pub(crate) orphaned_us: u64,
+}
+
+impl Instance {
+    /// Whether `info` speaks of this same start of the engine.
+    pub(crate) fn is(&self, info: &InstanceInfo) -> bool {
+        self.info.incarnation == info.incarnation && self.info.dp_ranks == info.dp_ranks
+    }
 }
 
 #[derive(Debug, Default)]
@@ -92,7 +117,17 @@ impl Fleet {
             let generation = &mut self.generations[usize::from(slot)];
             *generation = generation.wrapping_add(1);
             let id = TargetId::new(slot, *generation);
-            let target = Target { id, rank: rank as u16, ready: true, info: info.clone(), load: None };
+            let target = Target {
+                id,
+                rank: rank as u16,
+                ready: true,
+                info: info.clone(),
+                load: None,
+                cache: CacheSource::Placements,
+                events_from: None,
+                incomplete: false,
+                capacity: Capacity::default(),
+            };
             self.slots[usize::from(slot)] = Slot::Live(target);
             id
         });
@@ -126,6 +161,11 @@ impl Fleet {
     /// The target of that id, if it is live.
     pub(crate) fn get(&self, id: TargetId) -> Option<&Target> {
         self.at(id.slot).filter(|target| target.id == id)
+    }
+
+    /// See [`Fleet::get`].
+    pub(crate) fn get_mut(&mut self, id: TargetId) -> Option<&mut Target> {
+        self.at_mut(id.slot).filter(|target| target.id == id)
     }
 
     /// Whether the id names the present or last tenant of its slot.

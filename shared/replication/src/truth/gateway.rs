@@ -1,12 +1,8 @@
 //! A gateway's session: what it has been sent, what it has in flight, what of the others it has not been told yet.
 
-use std::sync::Arc;
-
 use ahash::{AHashMap, AHashSet};
 use fairlead_wire::limits::MAX_TARGETS;
 use fairlead_wire::msg::{GatewayLoad, InFlight};
-
-use super::snapshot::Snapshot;
 
 /// Load changes that a gateway has not been told.
 #[derive(Debug, Default)]
@@ -68,7 +64,8 @@ impl Dirty {
 pub(crate) struct Stream {
     /// Sequence up to which it has been sent frames (or the snapshot it is being sent).
     pub(crate) cursor: u64,
-    pub(crate) snapshot: Option<(Arc<Snapshot>, usize)>,
+    /// Sequence of the snapshot that it is being sent, and its next chunk.
+    pub(crate) snapshot: Option<(u64, usize)>,
     /// Sequence and end of the last snapshot sent: a resume for less, soon after, is answered by it already.
     pub(crate) served: Option<(u64, u64)>,
 }

@@ -20,9 +20,13 @@
 //! the index, and no more than the engine's KV room; the least recently used go), ring bytes, recollection bytes, control frames queued per session (beyond: the session is closed), lag per gateway (beyond: a snapshot).
 
 mod agents;
+mod capacity;
+mod events;
+mod fanout;
 mod fleet;
 mod gateway;
 mod gateways;
+mod intake;
 mod log;
 mod recollect;
 mod snapshot;
@@ -33,17 +37,18 @@ use std::sync::Arc;
 
 use ahash::AHashMap;
 use bytes::Bytes;
-use fairlead_prefix::Writer;
+use fairlead_prefix::{Hits, Reader, Writer};
 use fairlead_wire::limits::MAX_TEXT;
-use fairlead_wire::msg::{Hello, Op, Pong, Refuse, RefuseCode, Role, Welcome};
+use fairlead_wire::msg::{CacheSource, Hello, Op, Pong, Refuse, RefuseCode, Role, Welcome};
 use fairlead_wire::{Body, Message, Stamp, encode};
 
 use crate::{ClockMap, Lane, SessionId};
 use fleet::Fleet;
 use gateway::Gateway;
+use intake::{Input, Waiting};
 use log::Log;
 use recollect::Recollections;
-use snapshot::Snapshot;
+use snapshot::{Building, Snapshot};
 pub use types::{Output, TargetView, TruthConfig, TruthStats};
 
 /// Control frames waiting for one session; a peer that reads none of them is closed.
@@ -73,6 +78,8 @@ pub struct Truth {
     config: TruthConfig,
     cluster_seed: u64,
     index: Writer,
+    reader: Reader,
+    hits: Hits,
     log: Log,
     fleet: Fleet,
     sessions: AHashMap<SessionId, Session>,
@@ -81,7 +88,12 @@ pub struct Truth {
     gateways: Vec<SessionId>,
     turn: usize,
     next_number: u32,
-    snapshot: Option<Arc<Snapshot>>,
+    /// Oldest first.
+    snapshots: Vec<Snapshot>,
+    /// The encoding of the last of them, while it is under way.
+    building: Option<Building>,
+    /// What waits until the index may be changed.
+    waiting: Waiting,
     snapshot_used_us: u64,
     recollections: Recollections,
     settled: bool,
@@ -106,11 +118,13 @@ impl Truth {
             max_targets: config.max_targets,
             locate: true,
         };
-        let (index, _) = fairlead_prefix::new(index);
+        let (index, reader) = fairlead_prefix::new(index);
         let patience = config.heartbeat_us * u64::from(config.missed);
         Self {
             cluster_seed,
             index,
+            reader,
+            hits: Hits::default(),
             log: Log::new(epoch, config.flush_us, config.batch_bytes, config.ring_bytes),
             fleet: Fleet::new(config.max_targets),
             sessions: AHashMap::new(),
@@ -118,7 +132,9 @@ impl Truth {
             gateways: Vec::new(),
             turn: 0,
             next_number: 1,
-            snapshot: None,
+            snapshots: Vec::new(),
+            building: None,
+            waiting: Waiting::default(),
             snapshot_used_us: 0,
             recollections: Recollections::new(config.recollect_bytes),
             settled: false,
@@ -207,11 +223,13 @@ impl Truth {
                 self.control(session, &pong);
             }
             (Message::Pong(pong), _) => entry.clock.pong(&pong, now_us),
-            (Message::Register(register), false) => self.register(session, register.instance),
-            (Message::Report(report), false) => self.report(session, report),
+            (Message::Register(register), false) => self.on_register(session, register.instance),
+            (Message::Report(report), false) => self.on_report(session, report),
+            (Message::CacheEvents(events), false) => self.take(Input::Events { session, events }),
             (Message::GatewayLoad(load), true) => self.gateway_load(session, &load),
-            (Message::Placements(placements), true) => self.place(&placements.items),
-            (Message::Recollection(told), true) => self.recollect(told),
+            (Message::Placements(placements), true) => self.take(Input::Place(placements.items)),
+            (Message::Recollection(told), true) => self.take(Input::Recollect(told)),
+            (Message::Feedback(feedback), true) => self.feedback(&feedback.items),
             (Message::Resume(resume), true) => self.resume(session, resume.epoch, resume.sequence),
             (other, _) => {
                 let why = format!("{:?} is not for a scheduler from this peer", other.kind());
@@ -248,7 +266,10 @@ impl Truth {
             self.recollections.clear();
             self.log.push(Op::EpochSettled, now_us);
         }
-        self.keep_budget();
+        self.catch_up();
+        if self.building.is_none() {
+            self.keep_budget();
+        }
         self.index.collect();
         if self.log.deadline().is_some_and(|due| due <= now_us) {
             self.log.flush(now_us);
@@ -278,7 +299,8 @@ impl Truth {
         });
         let loads = loads.filter(|due| *due > self.now_us);
         let settle = (!self.settled).then_some(self.settle_at_us);
-        loads.chain(self.log.deadline()).chain(settle).fold(self.next_heartbeat_us, u64::min)
+        let work = (!self.is_caught_up()).then_some(self.now_us);
+        loads.chain(work).chain(self.log.deadline()).chain(settle).fold(self.next_heartbeat_us, u64::min)
     }
 
     /// What to do next; `None` when there is nothing, or no lane has room for it. `room` says whether a lane takes
@@ -321,6 +343,10 @@ impl Truth {
             targets: self.fleet.live().count(),
             ready: self.fleet.live().filter(|target| target.ready).count(),
             ring_bytes: self.log.ring_bytes(),
+            snapshot_bytes: self.snapshots.iter().flat_map(|one| &one.chunks).map(Bytes::len).sum(),
+            waiting_bytes: self.waiting.bytes(),
+            exact: self.fleet.live().filter(|target| target.cache == CacheSource::Events).count(),
+            partial: self.fleet.live().filter(|target| target.cache == CacheSource::PartialEvents).count(),
             delta_frames: self.log.frames,
             recollections_dropped: self.stats.recollections_dropped + self.recollections.dropped,
             ..self.stats
@@ -350,6 +376,11 @@ impl Truth {
                 ready: target.ready,
                 info: target.info.clone(),
                 load: target.load,
+                cache: target.cache,
+                held_blocks: self.index.held_by(target.id.slot),
+                believed_blocks: self.believed(target),
+                capacity_factor: target.capacity.factor,
+                cached_ratio: target.capacity.ratio,
                 requests: requests(target.id.pack()),
             })
             .collect()
@@ -473,7 +504,23 @@ impl Truth {
         for session in everybody {
             self.ping(session);
         }
-        self.bury_orphans(limit);
+        if self.is_caught_up() {
+            self.bury_orphans(limit);
+            self.forsake_events();
+            self.thaw();
+        }
+        for session in self.gateways.clone() {
+            if let Some(gateway) = self.gateway_mut(session) {
+                gateway.dirty.refresh = true;
+                gateway.dirty.touch(now_us);
+            }
+        }
+        self.release_snapshots();
+    }
+
+    /// Frees slots that have cooled and on which nobody has anything in flight.
+    fn thaw(&mut self) {
+        let now_us = self.now_us;
         let fleet = &mut self.fleet;
         let (sessions, gateways) = (&self.sessions, &self.gateways);
         fleet.thaw(now_us, self.config.slot_grace_us, |id| {
@@ -482,16 +529,6 @@ impl Truth {
                 _ => false,
             })
         });
-        for session in self.gateways.clone() {
-            if let Some(gateway) = self.gateway_mut(session) {
-                gateway.dirty.refresh = true;
-                gateway.dirty.touch(now_us);
-            }
-        }
-        // A snapshot nobody has wanted for two heartbeats only takes memory.
-        if now_us.saturating_sub(self.snapshot_used_us) > 2 * self.config.heartbeat_us {
-            self.snapshot = None;
-        }
     }
 
     /// Evicts what the index has no room for; does nothing while it is well below its budget.

@@ -1,39 +1,51 @@
-//! Snapshots: the whole state at one sequence, encoded once for all who lag.
+//! Snapshots: the whole state at one sequence, encoded once for all who lag, a chunk at a time.
 
 use bytes::Bytes;
+use fairlead_prefix::RunCursor;
 use fairlead_wire::msg::{Run, SnapshotChunk, TargetInfo};
 use fairlead_wire::{FrameError, Stamp, encode};
 
 /// Size of one run beyond which its holders' holes are left out; well below the frame's limit.
 const MAX_RUN_BYTES: usize = 2 << 20;
 
-/// An encoded snapshot.
+/// A snapshot, as far as it has been encoded.
 pub(crate) struct Snapshot {
     pub(crate) sequence: u64,
     pub(crate) chunks: Vec<Bytes>,
+    /// Nothing follows the last chunk.
+    pub(crate) whole: bool,
 }
 
-pub(crate) struct Builder {
+/// The encoding that is under way.
+pub(crate) struct Building {
+    pub(crate) chunks: Chunks,
+    /// The index has been encoded up to here.
+    pub(crate) cursor: RunCursor,
+}
+
+/// Gathers targets and runs into chunks.
+pub(crate) struct Chunks {
     stamp: Stamp,
     settled: bool,
     chunk_bytes: usize,
     chunk: SnapshotChunk,
     size: usize,
-    chunks: Vec<Bytes>,
 }
 
-impl Builder {
+impl Chunks {
     pub(crate) fn new(stamp: Stamp, settled: bool, chunk_bytes: usize) -> Self {
-        Self { stamp, settled, chunk_bytes, chunk: empty(0, settled), size: 0, chunks: Vec::new() }
+        Self { stamp, settled, chunk_bytes, chunk: empty(0, settled), size: 0 }
     }
 
-    pub(crate) fn target(&mut self, info: TargetInfo) -> Result<(), FrameError> {
-        self.make_room(size_of_target(&info))?;
+    /// Adds a target; the chunk before it, when that is full.
+    pub(crate) fn target(&mut self, info: TargetInfo) -> Result<Option<Bytes>, FrameError> {
+        let full = self.make_room(size_of_target(&info))?;
         self.chunk.targets.push(info);
-        Ok(())
+        Ok(full)
     }
 
-    pub(crate) fn run(&mut self, mut run: Run) -> Result<(), FrameError> {
+    /// Adds a run; the chunk before it, when that is full.
+    pub(crate) fn run(&mut self, mut run: Run) -> Result<Option<Bytes>, FrameError> {
         let mut size = 48 + run.blocks.len() * 8;
         for holder in &mut run.holders {
             size += 16 + holder.missing.len() * 8;
@@ -46,34 +58,31 @@ impl Builder {
                 holder.missing = Vec::new();
             }
         }
-        self.make_room(size)?;
+        let full = self.make_room(size)?;
         self.chunk.runs.push(run);
-        Ok(())
+        Ok(full)
     }
 
-    pub(crate) fn finish(mut self) -> Result<Snapshot, FrameError> {
+    /// The last chunk.
+    pub(crate) fn finish(mut self) -> Result<Bytes, FrameError> {
         self.chunk.last = true;
-        self.close()?;
-        Ok(Snapshot { sequence: self.stamp.new_seq, chunks: self.chunks })
+        self.close()
     }
 
-    fn make_room(&mut self, size: usize) -> Result<(), FrameError> {
-        if self.size > 0 && self.size + size > self.chunk_bytes {
-            self.close()?;
-        }
+    fn make_room(&mut self, size: usize) -> Result<Option<Bytes>, FrameError> {
+        let full =
+            if self.size > 0 && self.size + size > self.chunk_bytes { Some(self.close()?) } else { None };
         self.size += size;
-        Ok(())
+        Ok(full)
     }
 
-    fn close(&mut self) -> Result<(), FrameError> {
+    fn close(&mut self) -> Result<Bytes, FrameError> {
         let next = empty(self.chunk.part + 1, self.settled);
         let chunk = std::mem::replace(&mut self.chunk, next);
         self.size = 0;
-        self.chunks.push(encode(&chunk, self.stamp)?.to_bytes().into());
-        Ok(())
+        Ok(encode(&chunk, self.stamp)?.to_bytes().into())
     }
 }
-
 fn empty(part: u32, settled: bool) -> SnapshotChunk {
     SnapshotChunk { part, last: false, settled, targets: Vec::new(), runs: Vec::new() }
 }

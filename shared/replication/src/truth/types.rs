@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use fairlead_wire::TargetId;
-use fairlead_wire::msg::{InstanceInfo, RankLoad, Refuse};
+use fairlead_wire::msg::{CacheSource, InstanceInfo, RankLoad, Refuse};
 
 use crate::{Lane, SessionId};
 
@@ -32,8 +32,12 @@ pub struct TruthConfig {
     pub index_bytes: usize,
     /// Share of the index that one target may take.
     pub target_share: f32,
-    /// Tokens of one routing block, for what an engine of known KV room can hold; 0 turns that limit off.
+    /// Tokens of one routing block in token mode, for the whole cluster.
     pub block_tokens: u32,
+    /// Bytes of one routing block in byte mode, for what an engine of known KV room can hold; 0 turns that limit off.
+    pub block_bytes: u32,
+    /// Inputs that wait while a snapshot is encoded, bytes; beyond, it is encoded to its end in one go.
+    pub hold_bytes: usize,
     /// How long a target without an agent keeps its slot and its holdings, microseconds.
     pub linger_us: u64,
     /// How long a slot rests before a new target gets it, microseconds.
@@ -62,6 +66,8 @@ impl Default for TruthConfig {
             index_bytes: 1 << 30,
             target_share: 0.25,
             block_tokens: 64,
+            block_bytes: 256,
+            hold_bytes: 64 << 20,
             linger_us: 10_000_000,
             slot_grace_us: 5_000_000,
             recollect_us: 30_000_000,
@@ -91,6 +97,22 @@ pub struct TruthStats {
     pub ready: usize,
     /// Bytes in the ring of recent frames.
     pub ring_bytes: usize,
+    /// Bytes of snapshots kept.
+    pub snapshot_bytes: usize,
+    /// Bytes of inputs that wait until the index may be changed.
+    pub waiting_bytes: usize,
+    /// Times a snapshot was encoded in one go because too much waited.
+    pub holds_cut: u64,
+    /// Targets whose engine tells all that it holds.
+    pub exact: usize,
+    /// Targets whose engine tells what it holds, of which something was lost.
+    pub partial: usize,
+    /// KV-cache events taken.
+    pub cache_events: u64,
+    /// KV-cache events of an unknown incarnation, or before the registration.
+    pub events_ignored: u64,
+    /// KV-cache events whose place is not in the index.
+    pub unknown_parents: u64,
     /// Frames of operations made.
     pub delta_frames: u64,
     /// Snapshots encoded.
@@ -134,6 +156,17 @@ pub struct TargetView {
     pub load: Option<RankLoad>,
     /// Requests in flight, summed over the gateways.
     pub requests: u64,
+    /// Where the index learns what it holds.
+    pub cache: CacheSource,
+    /// Blocks that the index says it holds.
+    pub held_blocks: u64,
+    /// Blocks that it is believed to hold at most where placements alone tell; `None` when its engine's KV room is
+    /// unknown.
+    pub believed_blocks: Option<u64>,
+    /// Correction within `believed_blocks` that answers have led to.
+    pub capacity_factor: f64,
+    /// Cached over predicted tokens of the last judged answers.
+    pub cached_ratio: Option<f64>,
 }
 
 /// What the driver is to do.
