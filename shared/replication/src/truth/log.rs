@@ -130,7 +130,7 @@ impl Log {
 fn size_of_op(op: &Op) -> usize {
     match op {
         Op::Target(info) => super::snapshot::size_of_target(info),
-        Op::Index(IndexOp::Place { blocks, .. }) => 48 + blocks.len() * 8,
+        Op::Index(IndexOp::Place { blocks, .. } | IndexOp::Store { blocks, .. }) => 48 + blocks.len() * 8,
         Op::Index(_) | Op::TargetGone { .. } | Op::EpochSettled => 48,
     }
 }

@@ -1,6 +1,6 @@
 //! A fleet in virtual time: one truth, gateways with replicas, agents, and links that delay, lose, reorder and break.
 
-#![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses a part")]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -9,8 +9,10 @@ use fairlead_replication::{Lane, Output, ReplicaConfig, SessionId, Trust, Truth,
 use fairlead_wire::msg::*;
 use fairlead_wire::{Frame, Message, TargetId};
 
+mod desk;
 mod gateway;
 
+pub use desk::Desk;
 pub use gateway::Gateway;
 
 pub const MS: u64 = 1_000;
@@ -47,6 +49,11 @@ impl Rng {
             })
             .collect()
     }
+}
+
+/// Paths that share nothing.
+pub fn paths(count: u64, len: u64) -> Vec<Vec<u64>> {
+    (0..count).map(|p| (0..len).map(|i| Rng(p * 1_000 + i).next().max(1)).collect()).collect()
 }
 
 pub struct Agent {
