@@ -18,6 +18,8 @@ mod options;
 pub mod runtime;
 mod shard;
 mod shared;
+#[cfg(feature = "sim")]
+pub mod sim;
 
 pub use control::{ControlOptions, ControlledGateway, start_controlled};
 pub use gateway::{Gateway, StartError, start, start_with};

@@ -58,6 +58,14 @@ impl Shared {
     /// # Errors
     /// Descriptors are exhausted.
     pub fn new(options: &GatewayOptions, fleet: Arc<Fleet>) -> io::Result<Arc<Self>> {
+        Self::with_helper(options, fleet, Offload::default())
+    }
+
+    pub(crate) fn with_helper(
+        options: &GatewayOptions,
+        fleet: Arc<Fleet>,
+        offload: Offload,
+    ) -> io::Result<Arc<Self>> {
         let limits = &options.limits;
         Ok(Arc::new(Self {
             fleet,
@@ -70,7 +78,7 @@ impl Shared {
             placements_dropped: AtomicU64::new(0),
             answers: ArrayQueue::new(MAX_ANSWERS),
             bell: Bell::new()?,
-            offload: Offload::default(),
+            offload,
             registry: Registry::new(),
             synced: AtomicBool::new(true),
             fleet_known: AtomicBool::new(true),

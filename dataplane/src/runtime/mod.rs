@@ -15,6 +15,8 @@ mod net;
 mod real;
 mod resolve;
 mod seam;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod socket;
 pub mod sys;
 mod time;

@@ -50,6 +50,9 @@ impl Notify {
 pub struct Bell {
     fd: OwnedFd,
     asleep: AtomicBool,
+    /// Rings where the sleeper is a task of a simulated process.
+    #[cfg(feature = "sim")]
+    rung: Notify,
 }
 
 impl Bell {
@@ -58,7 +61,12 @@ impl Bell {
     /// # Errors
     /// Descriptors are exhausted.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { fd: sys::eventfd()?, asleep: AtomicBool::new(false) })
+        Ok(Self {
+            fd: sys::eventfd()?,
+            asleep: AtomicBool::new(false),
+            #[cfg(feature = "sim")]
+            rung: Notify::default(),
+        })
     }
 
     /// Wakes the sleeper if there is one.
@@ -66,7 +74,15 @@ impl Bell {
         // The swap is a full barrier: either this thread sees the sleeper, or the sleeper sees what was queued.
         if self.asleep.swap(false, Ordering::SeqCst) {
             sys::eventfd_ring(&self.fd);
+            #[cfg(feature = "sim")]
+            self.rung.notify();
         }
+    }
+
+    /// Waits until the bell was rung while armed, without its descriptor. May be dropped at any time.
+    #[cfg(feature = "sim")]
+    pub async fn rung(&self) {
+        self.rung.notified().await;
     }
 
     /// Says that the caller is about to sleep. The queues must be looked at again afterwards.

@@ -20,6 +20,12 @@ pub struct Offload {
 }
 
 impl Offload {
+    /// Runs everything at once on the calling thread: simulated processes have no other.
+    #[cfg(feature = "sim")]
+    pub fn in_line() -> Self {
+        Self { jobs: OnceLock::from(None) }
+    }
+
     /// Runs `work` on the helper and waits for its result; `None` if it panicked. May be dropped: the work is then
     /// done in vain.
     pub async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
