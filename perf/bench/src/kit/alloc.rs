@@ -1,4 +1,4 @@
-//! The allocator of the benchmark programs: the product's, with a count per thread.
+//! The allocator of the benchmark programs: the product's, with counts per thread.
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout};
@@ -8,37 +8,51 @@ use tikv_jemallocator::Jemalloc;
 
 thread_local! {
     static COUNT: Cell<u64> = const { Cell::new(0) };
+    static LIVE: Cell<i64> = const { Cell::new(0) };
 }
 
-/// jemalloc that counts the calling thread's allocations.
+/// jemalloc that counts the calling thread's allocations and bytes.
 pub struct Counting;
 
-fn count() {
-    // A thread that is ending has lost its counter; nobody asks for it any more.
-    let _ = COUNT.try_with(|count| count.set(count.get() + 1));
+/// What jemalloc really gives for a request of `size` bytes: its size classes (16-byte steps to 128, then four to each
+/// doubling).
+const fn class(size: usize) -> usize {
+    if size <= 8 {
+        return 8;
+    }
+    let step = if size <= 128 { 16 } else { 1 << ((size - 1).ilog2() - 2) };
+    size.next_multiple_of(step)
+}
+
+/// Notes an allocation when `calls` is 1, and by how much what the thread has taken changes.
+fn note(calls: u64, bytes: i64) {
+    // A thread that is ending has lost its counters; nobody asks for them any more.
+    let _ = COUNT.try_with(|count| count.set(count.get() + calls));
+    let _ = LIVE.try_with(|live| live.set(live.get() + bytes));
 }
 
 // SAFETY: every call goes to jemalloc as it came; counting touches a thread-local of plain data only.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
+        note(1, class(layout.size()) as i64);
         // SAFETY: the caller's promise is passed on.
         unsafe { Jemalloc.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count();
+        note(1, class(layout.size()) as i64);
         // SAFETY: the caller's promise is passed on.
         unsafe { Jemalloc.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
+        note(1, class(size) as i64 - class(layout.size()) as i64);
         // SAFETY: the caller's promise is passed on.
         unsafe { Jemalloc.realloc(block, layout, size) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        note(0, -(class(layout.size()) as i64));
         // SAFETY: the caller's promise is passed on.
         unsafe { Jemalloc.dealloc(block, layout) }
     }
@@ -47,6 +61,12 @@ unsafe impl GlobalAlloc for Counting {
 /// Allocations and reallocations of the calling thread so far.
 pub fn allocations() -> u64 {
     COUNT.with(Cell::get)
+}
+
+/// Bytes that the calling thread has taken and not given back, in the allocator's own sizes. Negative when it freed
+/// what others took.
+pub fn live() -> i64 {
+    LIVE.with(Cell::get)
 }
 
 #[cfg(test)]
@@ -64,5 +84,19 @@ mod tests {
         assert_eq!(allocations(), before + 1);
         drop(boxed);
         assert_eq!(allocations(), before + 1);
+    }
+
+    #[test]
+    fn bytes_are_counted_as_the_allocator_gives_them() {
+        let sizes = [1, 8, 9, 16, 17, 129, 160, 161, 1024, 1025, 16 << 10, (16 << 10) + 1];
+        let classes = [8, 8, 16, 16, 32, 160, 160, 192, 1024, 1280, 16 << 10, 20 << 10];
+        assert_eq!(sizes.map(class), classes);
+        let before = live();
+        let mut all = std::hint::black_box(Vec::<u8>::with_capacity(100));
+        assert_eq!(live(), before + 112);
+        all.reserve_exact(200);
+        assert_eq!(live(), before + 224);
+        drop(all);
+        assert_eq!(live(), before);
     }
 }

@@ -1,5 +1,7 @@
 //! The benchmark programs, one module each. A new one is a module here and a line in [`PROGRAMS`].
 
+pub mod index;
+
 use std::io::Write as _;
 
 use crate::kit::sheet::Sheet;
@@ -22,7 +24,11 @@ pub struct Program {
 }
 
 /// All programs, in the order of `list`.
-pub const PROGRAMS: &[Program] = &[];
+pub const PROGRAMS: &[Program] = &[Program {
+    name: "index",
+    about: "the prefix index: memory, lookups idle and under a writer, updates",
+    run: index::run,
+}];
 
 /// Tells how far a run has come, on standard error. A closed standard error is no reason to stop.
 pub fn say(text: &str) {
