@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use fairlead_routing::Fleet;
 
+pub use crate::control::{Desk, DeskOptions, FleetSink};
 use crate::options::GatewayOptions;
 use crate::runtime::sim::{Sim, SimListener};
 use crate::shard::{self, Inbox, Offload};

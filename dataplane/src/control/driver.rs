@@ -5,34 +5,28 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use fairlead_replication::{Lane as ReplicaLane, Replica};
+use fairlead_replication::Lane as ReplicaLane;
 use fairlead_routing::Fleet;
 use fairlead_transport::{Backoff, ConnectError, Lane, Link, LinkError, LinkReceiver, LinkSender, connect};
 use fairlead_wire::Frame;
-use fairlead_wire::msg::{Hello, Role, Welcome};
-use fairlead_wire::{PROTOCOL, PROTOCOL_MIN};
+use fairlead_wire::msg::Welcome;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 
+use super::desk::{Desk, DeskOptions};
 use super::metrics::Published;
-use super::sink::FleetSink;
 use super::wake::BellWait;
 use super::{ControlOptions, admin, metrics};
 use crate::gateway::StartError;
 use crate::runtime::now_us;
 use crate::shared::Shared;
 
-/// Placements taken in one go before frames get their turn.
-const PLACEMENT_BATCH: usize = 1024;
 /// Frames taken in one go before placements get their turn.
 const FRAME_BATCH: usize = 64;
-/// Sleep while nothing is in flight: the replica's own deadlines serve the sampling of running requests.
-const IDLE_US: u64 = 20_000;
 /// A link that lived this long starts the pauses between attempts over.
 const STABLE: Duration = Duration::from_secs(3);
 /// Interval at which the replica's status is shown to scrapes.
@@ -65,7 +59,7 @@ enum Woken {
 /// The control thread's state.
 pub(super) struct Driver {
     options: ControlOptions,
-    replica: Replica<FleetSink>,
+    desk: Desk,
     shared: Arc<Shared>,
     status: Published,
     bell: BellWait,
@@ -73,9 +67,6 @@ pub(super) struct Driver {
     backoff: Backoff,
     uplink: Uplink,
     linked_at: Instant,
-    incarnation: u64,
-    /// When instances from the configuration are served if no scheduler was heard.
-    fixed_at_us: Option<u64>,
     next_status_us: u64,
     /// The last complaint about the scheduler, not to be repeated at every attempt.
     complaint: String,
@@ -89,17 +80,15 @@ impl Driver {
         make_shared: impl FnOnce(Arc<Fleet>) -> io::Result<Arc<Shared>>,
     ) -> Result<(Self, Option<SocketAddr>), StartError> {
         let now = now_us();
-        let replica = Replica::new(
-            options.replica.clone(),
-            |readers| {
-                let [first, second] = readers.index.clone();
-                FleetSink::new(Arc::new(Fleet::new([first, second, readers.overlay.clone()])))
-            },
-            now,
-        );
-        let shared = make_shared(replica.sink().fleet().clone())?;
-        shared.set_synced(false);
-        shared.set_fleet_known(options.scheduler.is_none());
+        let desk = DeskOptions {
+            name: options.name.clone(),
+            incarnation: incarnation(),
+            instances: options.instances.clone(),
+            snapshot_wait: options.scheduler.is_some().then_some(options.snapshot_wait),
+            replica: options.replica.clone(),
+        };
+        let desk = Desk::new(desk, make_shared, now)?;
+        let shared = desk.shared().clone();
         let bell = BellWait::new(shared.bell())?;
         let status: Published = Arc::new(ArcSwapOption::empty());
         metrics::register(shared.registry(), &shared, &status);
@@ -114,13 +103,9 @@ impl Driver {
             let listener = TcpListener::from_std(listener).map_err(failed)?;
             admin = Some(tokio::spawn(admin::serve(listener, shared.clone(), status.clone())));
         }
-        let fixed_at_us = match &options.scheduler {
-            None => Some(now),
-            Some(_) => Some(now + options.snapshot_wait.as_micros() as u64),
-        };
         let uplink = if options.scheduler.is_some() { Uplink::Pausing(Instant::now()) } else { Uplink::None };
         let driver = Self {
-            replica,
+            desk,
             shared,
             status,
             bell,
@@ -128,8 +113,6 @@ impl Driver {
             backoff: Backoff::default(),
             uplink,
             linked_at: Instant::now(),
-            incarnation: incarnation(),
-            fixed_at_us,
             next_status_us: now,
             complaint: String::new(),
             options,
@@ -145,13 +128,10 @@ impl Driver {
     /// Runs until told to stop, then takes leave of the scheduler.
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
         loop {
-            self.take_placements();
             let now = now_us();
-            self.replica.tick(now);
-            if self.replica.link_is_dead(now) {
+            if !self.desk.step(now) {
                 self.lost("no heartbeat for three intervals");
             }
-            self.fixed(now);
             self.send();
             self.show(now);
             match self.sleep(&mut stop).await {
@@ -172,42 +152,9 @@ impl Driver {
         }
     }
 
-    fn take_placements(&mut self) {
-        let now = now_us();
-        for _ in 0..PLACEMENT_BATCH {
-            let Some(note) = self.shared.next_answer() else { break };
-            self.replica.answered(note.target, &note.answer);
-        }
-        for _ in 0..PLACEMENT_BATCH {
-            let Some(note) = self.shared.next_placement() else { return };
-            match note.keep {
-                None => self.replica.place(note.target, note.space, &note.path, now),
-                Some(keep) => self.replica.withdraw(note.target, note.space, &note.path, keep, now),
-            }
-        }
-    }
-
-    /// Serves the configuration's instances when the scheduler has not spoken in time.
-    fn fixed(&mut self, now: u64) {
-        if self.fixed_at_us.is_some_and(|at| now >= at) {
-            self.fixed_at_us = None;
-            if !self.replica.status().synced && !self.options.instances.is_empty() {
-                if self.options.scheduler.is_some() {
-                    tracing::warn!(
-                        instances = self.options.instances.len(),
-                        "no state from the scheduler yet: serving the instances of the configuration"
-                    );
-                }
-                self.replica.serve_fixed(&self.options.instances, now);
-                self.shared.set_fleet_known(true);
-            }
-            self.shared.set_synced(true);
-        }
-    }
-
     fn send(&mut self) {
         let Uplink::Linked(sender, _) = &self.uplink else { return };
-        while let Some(out) = self.replica.poll(|lane| sender.has_room(transport_lane(lane))) {
+        while let Some(out) = self.desk.poll(|lane| sender.has_room(transport_lane(lane))) {
             // The lane had room, so only a link that has ended refuses; its receiver will say why.
             if sender.try_send(transport_lane(out.lane), out.bytes).is_err() {
                 return;
@@ -218,18 +165,13 @@ impl Driver {
     fn show(&mut self, now: u64) {
         if now >= self.next_status_us {
             self.next_status_us = now + STATUS_US;
-            self.status.store(Some(Arc::new((self.replica.status(), now))));
+            self.status.store(Some(Arc::new((self.desk.status(), now))));
         }
     }
 
     async fn sleep(&mut self, stop: &mut watch::Receiver<bool>) -> Woken {
         let now = now_us();
-        let busy = self.shared.in_flight.used() > 0;
-        let mut due = self.replica.next_deadline().max(if busy { now } else { now + IDLE_US });
-        if let Some(at) = self.fixed_at_us {
-            due = due.min(at);
-        }
-        let due = Instant::now() + Duration::from_micros(due.saturating_sub(now));
+        let due = Instant::now() + Duration::from_micros(self.desk.due(now).saturating_sub(now));
         self.shared.bell().arm();
         let waiting = self.shared.has_placements();
         if waiting {
@@ -265,15 +207,7 @@ impl Driver {
 
     fn attempt(&mut self) {
         let Some((address, identity)) = self.options.scheduler.clone() else { return };
-        let hello = Hello {
-            role: Role::Gateway,
-            name: self.options.name.clone(),
-            incarnation: self.incarnation,
-            protocol_min: PROTOCOL_MIN,
-            protocol_max: PROTOCOL,
-            software: concat!("fairlead ", env!("CARGO_PKG_VERSION")).into(),
-            have: self.replica.have(),
-        };
+        let hello = self.desk.hello();
         let link = self.options.link.clone();
         self.uplink =
             Uplink::Connecting(Box::pin(async move { connect(&address, &identity, &hello, &link).await }));
@@ -285,8 +219,7 @@ impl Driver {
                 tracing::info!(epoch = welcome.epoch, "linked to the scheduler");
                 self.complaint.clear();
                 self.linked_at = Instant::now();
-                self.shared.cluster_seed.store(welcome.cluster_seed, Ordering::Relaxed);
-                self.replica.connected(&welcome, now_us());
+                self.desk.connected(&welcome, now_us());
                 let (sender, receiver) = link.split();
                 sender.signal_room(self.room.clone());
                 self.uplink = Uplink::Linked(sender, receiver);
@@ -300,7 +233,7 @@ impl Driver {
         for _ in 0..FRAME_BATCH {
             match next.take() {
                 Some(Ok((_, frame))) => {
-                    if let Err(error) = self.replica.on_frame(&frame, now_us()) {
+                    if let Err(error) = self.desk.frame(&frame, now_us()) {
                         self.lost(&error.to_string());
                         return;
                     }
@@ -315,26 +248,9 @@ impl Driver {
             next = receiver.try_recv().map(Ok);
         }
         if let Some(Ok((_, frame))) = next
-            && let Err(error) = self.replica.on_frame(&frame, now_us())
+            && let Err(error) = self.desk.frame(&frame, now_us())
         {
             self.lost(&error.to_string());
-            return;
-        }
-        if !self.shared.is_synced() || !self.shared.is_fleet_known() {
-            self.first_state();
-        }
-    }
-
-    /// Sees whether enough of the fleet is known to accept requests. A scheduler that has just started itself knows
-    /// nobody at first: its state counts when it names a target, or when everybody has had the time to find it.
-    fn first_state(&mut self) {
-        let status = self.replica.status();
-        if status.synced && status.settled {
-            self.shared.set_fleet_known(true);
-        }
-        if status.synced && (status.settled || status.ready > 0) && !self.shared.is_synced() {
-            self.fixed_at_us = None;
-            self.shared.set_synced(true);
         }
     }
 
@@ -347,7 +263,7 @@ impl Driver {
                 self.backoff.reset();
             }
         }
-        self.replica.disconnected(now_us());
+        self.desk.disconnected(now_us());
         self.pause(why);
     }
 

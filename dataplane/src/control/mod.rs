@@ -6,6 +6,7 @@
 //! this thread sleeps.
 
 mod admin;
+mod desk;
 mod driver;
 mod metrics;
 mod sink;
@@ -24,7 +25,11 @@ use fairlead_wire::msg::InstanceInfo;
 use crate::gateway::{Gateway, StartError, start_with};
 use crate::options::GatewayOptions;
 use crate::shared::Shared;
+#[cfg(feature = "sim")]
+pub use desk::{Desk, DeskOptions};
 use driver::Driver;
+#[cfg(feature = "sim")]
+pub use sink::FleetSink;
 
 /// What the control thread is told at start.
 #[derive(Clone)]

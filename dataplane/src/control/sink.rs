@@ -9,7 +9,7 @@ use fairlead_wire::TargetId;
 use fairlead_wire::msg::{CacheSource, InFlight, InstanceInfo};
 
 /// Writes the fleet view.
-pub(super) struct FleetSink {
+pub struct FleetSink {
     fleet: Arc<Fleet>,
     /// By local slot: the next table.
     entries: Vec<Option<Arc<TargetEntry>>>,
@@ -18,10 +18,12 @@ pub(super) struct FleetSink {
 }
 
 impl FleetSink {
+    /// Nothing known.
     pub fn new(fleet: Arc<Fleet>) -> Self {
         Self { fleet, entries: Vec::new(), gone: AHashMap::new() }
     }
 
+    /// What it writes.
     pub fn fleet(&self) -> &Arc<Fleet> {
         &self.fleet
     }
