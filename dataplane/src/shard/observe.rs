@@ -133,6 +133,16 @@ pub fn answered<R: Runtime>(shard: &Shard<R>, answered: &Answered<'_>) {
             prompt_tokens: usage.prompt_tokens,
             prompt_bytes: answered.prompt.bytes,
         };
+        // For whoever wants each answer's figures; off unless the log filter names it.
+        tracing::debug!(
+            target: "fairlead::cache",
+            to = ?answered.target,
+            space = ?answer.space,
+            predicted_tokens = answer.predicted_tokens,
+            cached_tokens = answer.cached_tokens,
+            prompt_tokens = answer.prompt_tokens,
+            "cached tokens of an answer"
+        );
         shard.shared.answered(AnswerNote { target: answered.target, answer });
     }
     model.cells.learn(answered.prompt.bytes, usage.prompt_tokens);
