@@ -8,12 +8,20 @@
 //!
 //! A hash is never 0: the prefix index uses 0 as the name of the root.
 
+mod error;
 mod hasher;
+mod model;
+mod template;
 
+pub use error::{EncodeError, LoadError};
 pub use hasher::{BlockHasher, DEFAULT_MAX_BLOCKS, MAX_BLOCK_BYTES, PromptSize, hash_blocks, root};
+pub use model::{CacheStats, Encoding, MissingPiece, PieceCache, Rendered, TokenModel};
 
 /// Block size of byte mode, in bytes, where the configuration names none.
 pub const DEFAULT_BLOCK_BYTES: u32 = 256;
+
+/// Block size of token mode, in tokens, where the scheduler names none.
+pub const DEFAULT_BLOCK_TOKENS: u32 = 64;
 
 /// Bytes of prompt per token that [`estimate_tokens`] assumes; English text in current vocabularies has 4 to 4.5.
 pub const BYTES_PER_TOKEN: u64 = 4;
