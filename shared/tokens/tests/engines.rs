@@ -3,6 +3,8 @@
 //! The small vectors in `tests/data` were made with them. A folder named by `FAIRLEAD_TOKENIZERS` may hold more: one
 //! folder per model with its tokenizer files and a `golden.json` of the same form.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use std::path::{Path, PathBuf};
 
 use fairlead_tokens::{PieceCache, TokenModel};
