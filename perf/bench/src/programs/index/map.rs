@@ -37,6 +37,10 @@ impl<const W: usize> Subject for FlatMap<W> {
         self.place(target, &[block]);
     }
 
+    fn take(&mut self, target: u16, _above: &[u64], block: u64) {
+        self.remove(target, &[block], 0);
+    }
+
     fn remove(&mut self, target: u16, path: &[u64], keep: usize) {
         let (word, bit) = bit(target);
         let mut map = self.map.write().unwrap_or_else(PoisonError::into_inner);

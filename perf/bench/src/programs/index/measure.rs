@@ -143,33 +143,32 @@ fn remove<S: Subject>(subject: &mut S, load: &Workload, request: &Request) {
     }
 }
 
-/// The churn block by block: that many sequences grow in turn by one block each, as engines' events come in. Returns
-/// blocks per second of processor time, draining included; what was entered is removed again off the clock.
+/// The churn block by block: that many sequences grow in turn by one block each, as engines' events come in; then
+/// they shrink in the same way. Returns blocks per second of processor time, draining included.
 pub fn single_rate<S: Subject>(subject: &mut S, load: &Workload, sequences: usize) -> f64 {
     let mut blocks = 0u64;
-    let mut used = 0.0;
+    let start = thread_cpu();
     for group in load.churn().chunks(sequences) {
-        let start = thread_cpu();
-        let longest = group.iter().map(|r| r.len() - r.shared as usize).max().unwrap_or(0);
-        for step in 0..longest {
-            for request in group {
-                let at = request.shared as usize + step;
-                if let Some(block) = load.path(request).get(at) {
-                    subject.append(request.holders()[0], &load.path(request)[..at], *block);
-                    blocks += 1;
+        let new = |r: &Request| r.len() - r.shared as usize;
+        let longest = group.iter().map(new).max().unwrap_or(0);
+        let steps = (0..longest).map(|step| (step, true)).chain((0..longest).map(|step| (step, false)));
+        for (step, grows) in steps {
+            for request in group.iter().filter(|r| step < new(r)) {
+                let path = load.path(request);
+                let target = request.holders()[0];
+                blocks += 1;
+                if grows {
+                    let at = request.shared as usize + step;
+                    subject.append(target, &path[..at], path[at]);
+                } else {
+                    let at = path.len() - 1 - step;
+                    subject.take(target, &path[..at], path[at]);
                 }
             }
         }
-        used += thread_cpu() - start;
-    }
-    let start = thread_cpu();
-    subject.drain();
-    used += thread_cpu() - start;
-    for request in load.churn().iter().rev() {
-        remove(subject, load, request);
     }
     subject.drain();
-    blocks as f64 / used
+    blocks as f64 / (thread_cpu() - start)
 }
 
 /// Runs `read` on the reader's core while the churn goes on at `rate` pairs a second on the writer's. Returns what

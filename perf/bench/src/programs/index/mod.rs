@@ -8,14 +8,15 @@ pub mod subject;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
+use fairlead_wire::msg::IndexOp;
 
 use super::{Options, say};
 use crate::blocks::{Size, Workload};
 use crate::kit::sheet::{Metric, Sheet};
-use crate::kit::{alloc, memory, pin};
+use crate::kit::{alloc, clock, memory, pin};
 use map::FlatMap;
 use measure::{Asker, LENGTHS, Latencies};
-use ours::Ours;
+use ours::{Replica, Truth};
 use subject::Subject;
 
 /// Memory per block.
@@ -112,9 +113,10 @@ fn compare<const W: usize>(plan: &Plan, targets: u16, sheet: &mut Sheet) -> anyh
         load.fill().len()
     ));
     pin::pin(&pin::cores(), 1);
-    let mut ours = filled(|| Ours::new(targets, BUDGET), &load, &case, Column::Ours, sheet)?;
+    let mut ours = filled(|| Truth::new(targets, BUDGET), &load, &case, Column::Ours, sheet)?;
     let mut map = filled(|| Ok(FlatMap::<W>::default()), &load, &case, Column::Baseline, sheet)?;
     let mut asker = Asker::new(&load, 3);
+    replica(plan, &load, targets, &case, sheet)?;
     let wrong = measure::differences(&mut ours.probe(), &mut map.probe(), &mut asker, 3000, targets);
     ensure!(wrong == 0, "{case}: the two indexes answer differently for {wrong} of 3000 prompts");
     let mut scrub = vec![0; SCRUB_WORDS];
@@ -126,6 +128,42 @@ fn compare<const W: usize>(plan: &Plan, targets: u16, sheet: &mut Sheet) -> anyh
     }
     let wrong = measure::differences(&mut ours.probe(), &mut map.probe(), &mut asker, 3000, targets);
     ensure!(wrong == 0, "{case}: after churn the two indexes answer differently for {wrong} of 3000 prompts");
+    Ok(())
+}
+
+/// What a gateway pays: memory of a replica, and applying what the truth sends for the same churn.
+fn replica(plan: &Plan, load: &Workload, targets: u16, case: &str, sheet: &mut Sheet) -> anyhow::Result<()> {
+    let mut truth = Truth::new(targets, BUDGET)?;
+    truth.sent = Some(Vec::new());
+    measure::fill(&mut truth, load);
+    let ops = truth.sent.replace(Vec::new()).unwrap_or_default();
+    let before = alloc::live();
+    let mut replica = Replica::new(targets, BUDGET)?;
+    replica.apply(&ops)?;
+    replica.drain();
+    let bytes = (alloc::live() - before) as f64 / load.distinct as f64;
+    sheet.ours(&format!("{case}, replica"), BYTES, bytes);
+    ensure!(replica.blocks() == load.distinct, "the replica has {} blocks", replica.blocks());
+    drop(ops);
+    for _ in 0..plan.repeats {
+        let mut apply = |kind: &str, pairs: f64, ops: Vec<IndexOp>| {
+            let start = clock::thread_cpu();
+            replica.apply(&ops)?;
+            replica.drain();
+            let rate = pairs / (clock::thread_cpu() - start);
+            sheet.ours(&format!("{case}, {kind}, replica"), UPDATES, rate);
+            anyhow::Ok(())
+        };
+        measure::churn_rate(&mut truth, load);
+        let ops = truth.sent.replace(Vec::new()).unwrap_or_default();
+        apply("whole requests", 2.0 * measure::churn_pairs(load) as f64, ops)?;
+        measure::single_rate(&mut truth, load, SEQUENCES);
+        let ops = truth.sent.replace(Vec::new()).unwrap_or_default();
+        apply("single blocks", ops.len() as f64, ops)?;
+    }
+    let mut asker = Asker::new(load, 4);
+    let wrong = measure::differences(&mut truth.probe(), &mut replica.probe(), &mut asker, 1000, targets);
+    ensure!(wrong == 0, "{case}: the replica answers differently for {wrong} of 1000 prompts");
     Ok(())
 }
 

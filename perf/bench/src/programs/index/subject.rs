@@ -10,6 +10,8 @@ pub trait Subject: Send {
     fn place(&mut self, target: u16, path: &[u64]);
     /// `target` holds `block` too, which follows `above`.
     fn append(&mut self, target: u16, above: &[u64], block: u64);
+    /// `target` holds `block` no more, which follows `above` and is the last of the path that it holds.
+    fn take(&mut self, target: u16, above: &[u64], block: u64);
     /// `target` holds nothing of `path` beyond its first `keep` blocks.
     fn remove(&mut self, target: u16, path: &[u64], keep: usize);
     /// Ends all work that is under way: what was handed over is in effect, what was replaced is freed.
