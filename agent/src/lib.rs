@@ -22,6 +22,7 @@ mod incarnation;
 pub mod metrics;
 mod monitor;
 mod options;
+mod reporter;
 mod state;
 mod tracker;
 mod uplink;
@@ -39,6 +40,13 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use uplink::Uplink;
+
+/// What tests of whole fleets drive without a link.
+#[cfg(feature = "sim")]
+pub mod sim {
+    pub use crate::reporter::{Heard, Post, Reporter, Told};
+    pub use crate::state::Published;
+}
 
 /// Starts agents.
 #[derive(Debug)]

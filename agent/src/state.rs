@@ -6,12 +6,14 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
 /// The engine as its monitor sees it; the uplink sends what is newest.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Published {
+pub struct Published {
     /// Replaced when anything in it changes; `None` before the engine was ready for the first time.
     pub instance: Option<Arc<InstanceInfo>>,
+    /// Whether it answers its health probe.
     pub ready: bool,
     /// Why it is not ready.
     pub reason: Option<String>,
+    /// Its figures.
     pub ranks: Vec<RankLoad>,
 }
 

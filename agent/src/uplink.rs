@@ -5,10 +5,11 @@
 
 use crate::clock::now_us;
 use crate::options::Settings;
+use crate::reporter::{Heard, Post, Reporter};
 use crate::state::{AgentState, Published, Stats};
 use fairlead_transport::{Backoff, ConnectError, Lane, Link, LinkOptions, LinkSender, SendError, connect};
-use fairlead_wire::frame::{Body, FrameError, Message, Stamp, encode};
-use fairlead_wire::msg::{Hello, InstanceInfo, Ping, Pong, Register, Report, Role, Welcome};
+use fairlead_wire::frame::{Body, FrameError, Stamp, encode};
+use fairlead_wire::msg::{Hello, Role, Welcome};
 use fairlead_wire::{PROTOCOL, PROTOCOL_MIN};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -16,9 +17,6 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
-/// Heartbeats without a word from the scheduler after which the link counts as dead although the transport holds it.
-/// Counted in own ticks, so that a stalled agent blames nobody.
-const SILENT_TICKS: u32 = 4;
 /// A link that lived this long starts the pauses between attempts over.
 const STABLE: Duration = Duration::from_secs(3);
 /// Longest wait for the link's orderly end.
@@ -36,10 +34,33 @@ pub(crate) struct Uplink {
 
 /// What the connected scheduler has been told.
 struct Session {
+    mailbox: Mailbox,
+    reporter: Reporter,
+}
+
+/// Puts messages into the link's queue.
+struct Mailbox {
     sender: LinkSender,
-    registered: Option<Arc<InstanceInfo>>,
     /// Epoch that stands in the frames.
     epoch: u64,
+    stats: Arc<Stats>,
+    settings: Arc<Settings>,
+}
+
+impl Post for Mailbox {
+    fn send<T: Body>(&mut self, body: &T) -> bool {
+        let stamp = Stamp { epoch: self.epoch, created_us: now_us(), ..Stamp::default() };
+        let sent = encode(body, stamp).map_err(|error: FrameError| error.to_string()).and_then(|frame| {
+            self.sender.try_send(Lane::Control, frame.to_bytes().into()).map_err(|e: SendError| e.to_string())
+        });
+        if let Err(why) = &sent {
+            // Every heartbeat repeats it; the counter tells how often, the log that it happens.
+            if self.stats.send_failures.fetch_add(1, Relaxed).is_multiple_of(60) {
+                tracing::warn!(instance = self.settings.name, "not sent to the scheduler: {why}");
+            }
+        }
+        sent.is_ok()
+    }
 }
 
 impl Uplink {
@@ -130,30 +151,35 @@ impl Uplink {
         self.stats.connects.fetch_add(1, Relaxed);
         self.stats.connected.store(true, Relaxed);
         self.set_link(Some(welcome.epoch), None);
-        let mut session = Session { sender, registered: None, epoch: welcome.epoch };
+        let mailbox = Mailbox {
+            sender,
+            epoch: welcome.epoch,
+            stats: self.stats.clone(),
+            settings: self.settings.clone(),
+        };
+        let mut session = Session { mailbox, reporter: Reporter::default() };
         self.tell(&mut session);
         let period = Duration::from_millis(u64::from(welcome.heartbeat_ms.max(10)));
         let mut heartbeat = interval_at(Instant::now() + self.settings.phase(period), period);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut silence = 0;
-        let mut ping = 0;
         loop {
             tokio::select! {
                 biased;
                 () = stopped(stop) => {
-                    session.sender.close("the agent is stopping");
+                    session.mailbox.sender.close("the agent is stopping");
                     // Told now, the scheduler need not wait for a timeout.
-                    let _ = timeout(FAREWELL, session.sender.closed()).await;
+                    let _ = timeout(FAREWELL, session.mailbox.sender.closed()).await;
                     return None;
                 }
                 received = receiver.recv() => {
-                    silence = 0;
                     match received.map_err(|e| e.to_string()).and_then(|(_, frame)| {
                         frame.message().map_err(|e| format!("the scheduler sent a bad frame: {e}"))
                     }) {
                         Ok(message) => {
-                            if let Some(why) = self.heard(&session, message) {
-                                return Some(why);
+                            match session.reporter.heard(&message, now_us(), &mut session.mailbox) {
+                                Heard::Nothing => {}
+                                Heard::RoundTrip(us) => self.stats.rtt_us.store(us, Relaxed),
+                                Heard::End(why) => return Some(why),
                             }
                         }
                         Err(why) => return Some(why),
@@ -166,87 +192,25 @@ impl Uplink {
                     self.tell(&mut session);
                 }
                 _ = heartbeat.tick() => {
-                    silence += 1;
-                    if silence > SILENT_TICKS {
-                        return Some(format!("nothing heard for {SILENT_TICKS} heartbeats"));
+                    if let Err(why) = session.reporter.beat(now_us(), &mut session.mailbox) {
+                        return Some(why);
                     }
-                    ping += 1;
-                    self.send(&session, &Ping { id: ping, sent_us: now_us() });
                     self.tell(&mut session);
                 }
             }
         }
     }
 
-    /// Reacts to a message; a reason ends the session.
-    fn heard(&self, session: &Session, message: Message) -> Option<String> {
-        match message {
-            Message::Ping(ping) => {
-                let pong = Pong { id: ping.id, ping_sent_us: ping.sent_us, received_us: now_us() };
-                self.send(session, &pong);
-                None
-            }
-            Message::Pong(pong) => {
-                self.stats.rtt_us.store(now_us().saturating_sub(pong.ping_sent_us), Relaxed);
-                None
-            }
-            Message::Refuse(refuse) => Some(format!("refused ({:?}): {}", refuse.code, refuse.reason)),
-            other => {
-                tracing::debug!(instance = self.settings.name, kind = ?other.kind(), "message without meaning here");
-                None
-            }
-        }
-    }
-
     /// Sends what the scheduler should know now.
     fn tell(&mut self, session: &mut Session) {
-        let (instance, mut report) = {
-            let published = self.published.borrow_and_update();
-            let Some(instance) = published.instance.clone() else { return };
-            let report = Report {
-                incarnation: instance.incarnation,
-                ready: published.ready,
-                reason: published.reason.clone(),
-                ranks: published.ranks.clone(),
-            };
-            (instance, report)
-        };
-        let known = session.registered.as_ref().is_some_and(|known| Arc::ptr_eq(known, &instance));
-        if !known && report.ready {
-            if !self.send(session, &Register { instance: (*instance).clone() }) {
-                return;
-            }
+        let told = session.reporter.tell(&self.published.borrow_and_update(), &mut session.mailbox);
+        if told.registered {
             self.stats.registrations.fetch_add(1, Relaxed);
-            session.registered = Some(instance);
             self.state.send_modify(|state| state.registered = true);
-        } else if !known {
-            // Ready and gone again before this was told: the scheduler knows of an earlier life, or of none.
-            match &session.registered {
-                Some(earlier) => report.incarnation = earlier.incarnation,
-                None => return,
-            }
         }
-        if self.send(session, &report) {
+        if told.reported {
             self.stats.reports.fetch_add(1, Relaxed);
         }
-    }
-
-    /// Queues a message. One that does not fit is dropped: the next heartbeat says the same, newer.
-    fn send<T: Body>(&self, session: &Session, body: &T) -> bool {
-        let stamp = Stamp { epoch: session.epoch, created_us: now_us(), ..Stamp::default() };
-        let sent = encode(body, stamp).map_err(|error: FrameError| error.to_string()).and_then(|frame| {
-            session
-                .sender
-                .try_send(Lane::Control, frame.to_bytes().into())
-                .map_err(|e: SendError| e.to_string())
-        });
-        if let Err(why) = &sent {
-            // Every heartbeat repeats it; the counter tells how often, the log that it happens.
-            if self.stats.send_failures.fetch_add(1, Relaxed).is_multiple_of(60) {
-                tracing::warn!(instance = self.settings.name, "not sent to the scheduler: {why}");
-            }
-        }
-        sent.is_ok()
     }
 
     fn set_link(&self, epoch: Option<u64>, error: Option<String>) {

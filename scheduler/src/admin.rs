@@ -3,6 +3,7 @@
 //! Every page is made by the task that owns the state, on request; that it answers at all is what `/healthz` tells.
 
 use fairlead_telemetry::admin::{Page, serve_pages};
+use fairlead_transport::LinkSender;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 
@@ -12,7 +13,7 @@ use crate::view::View;
 const KNOWN: &str = "/metrics /healthz /readyz /debug/targets /debug/sessions";
 
 /// Serves the pages until dropped.
-pub(crate) async fn serve(listener: TcpListener, core: mpsc::Sender<Event>) {
+pub(crate) async fn serve(listener: TcpListener, core: mpsc::Sender<Event<LinkSender>>) {
     serve_pages(listener, KNOWN, move |path| {
         let core = core.clone();
         async move {

@@ -31,6 +31,12 @@ use tokio::task::JoinHandle;
 
 pub use options::SchedulerOptions;
 
+/// What tests of whole fleets drive without links.
+#[cfg(feature = "sim")]
+pub mod sim {
+    pub use crate::core::{Core, Event, Outlet};
+}
+
 /// Why a scheduler did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -80,7 +86,7 @@ impl Scheduler {
         let pages = admin.map(|(listener, _)| tokio::spawn(admin::serve(listener, events.clone())));
         let door = session::Inbox::new(events, options.inbox_bytes);
         let core =
-            tokio::spawn(core::Core::new(truth, clock, listener.refused()).run(inbox, stopped.clone()));
+            tokio::spawn(core::Core::new(truth, listener.refused()).run(clock, inbox, stopped.clone()));
         let accepting = tokio::spawn(session::accept(listener, door, stopped));
         tracing::info!(%addr, epoch, "scheduler listening");
         Ok(Handle { addr, admin_addr, epoch, stop, core, accepting, pages })

@@ -12,14 +12,14 @@ use crate::core::Event;
 /// What every reader needs.
 #[derive(Clone)]
 pub(crate) struct Inbox {
-    events: mpsc::Sender<Event>,
+    events: mpsc::Sender<Event<LinkSender>>,
     /// Bytes of messages that wait.
     room: Arc<Semaphore>,
     bytes: u32,
 }
 
 impl Inbox {
-    pub(crate) fn new(events: mpsc::Sender<Event>, bytes: usize) -> Self {
+    pub(crate) fn new(events: mpsc::Sender<Event<LinkSender>>, bytes: usize) -> Self {
         // A semaphore counts in u32 per claim.
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).clamp(1, 1 << 30);
         Self { events, room: Arc::new(Semaphore::new(bytes as usize)), bytes }
@@ -65,7 +65,7 @@ async fn read(session: SessionId, sender: LinkSender, mut receiver: LinkReceiver
         };
         let claim = u32::try_from(frame.wire_len()).unwrap_or(u32::MAX).min(inbox.bytes);
         let Ok(room) = inbox.room.clone().acquire_many_owned(claim).await else { return };
-        if inbox.events.send(Event::Said { session, message, room }).await.is_err() {
+        if inbox.events.send(Event::Said { session, message, room: Some(room) }).await.is_err() {
             return;
         }
     };

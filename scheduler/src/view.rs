@@ -11,11 +11,11 @@ use fairlead_transport::role_str;
 use fairlead_wire::msg::RankLoad;
 use serde_json::{Value, json};
 
-use crate::core::Session;
+use crate::core::{Outlet, Session};
 
 /// What an admin page shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum View {
+pub enum View {
     Metrics,
     Health,
     Targets,
@@ -35,14 +35,14 @@ pub(crate) struct Traffic {
 }
 
 /// All that pages are made of.
-pub(crate) struct Scene<'a> {
+pub(crate) struct Scene<'a, O> {
     pub(crate) truth: &'a Truth,
-    pub(crate) sessions: &'a AHashMap<SessionId, Session>,
+    pub(crate) sessions: &'a AHashMap<SessionId, Session<O>>,
     pub(crate) traffic: &'a Traffic,
     pub(crate) now_us: u64,
 }
 
-pub(crate) fn render(view: View, scene: &Scene<'_>) -> Page {
+pub(crate) fn render<O: Outlet>(view: View, scene: &Scene<'_, O>) -> Page {
     match view {
         View::Metrics => metrics(scene),
         // That the truth's owner has answered is the message. Whether peers are there must not matter: they could
@@ -53,7 +53,7 @@ pub(crate) fn render(view: View, scene: &Scene<'_>) -> Page {
     }
 }
 
-fn targets(scene: &Scene<'_>) -> Value {
+fn targets<O: Outlet>(scene: &Scene<'_, O>) -> Value {
     let list: Vec<Value> = scene
         .truth
         .targets()
@@ -98,7 +98,7 @@ fn load_json(load: &RankLoad, now_us: u64) -> Value {
     })
 }
 
-fn sessions(scene: &Scene<'_>) -> Value {
+fn sessions<O: Outlet>(scene: &Scene<'_, O>) -> Value {
     let mut ordered: Vec<_> = scene.sessions.iter().collect();
     ordered.sort_unstable_by_key(|(session, _)| **session);
     let list: Vec<Value> = ordered
@@ -127,7 +127,7 @@ fn sessions(scene: &Scene<'_>) -> Value {
     json!({ "epoch": scene.truth.stats().epoch.to_string(), "sessions": list })
 }
 
-fn metrics(scene: &Scene<'_>) -> Page {
+fn metrics<O: Outlet>(scene: &Scene<'_, O>) -> Page {
     let stats = scene.truth.stats();
     let index = scene.truth.index_stats();
     let traffic = scene.traffic;
