@@ -19,6 +19,7 @@ mod clock;
 mod engine;
 mod http;
 mod incarnation;
+pub mod kv;
 pub mod metrics;
 mod monitor;
 mod options;

@@ -1,0 +1,566 @@
+//! What one rank of an engine holds, in routing blocks.
+//!
+//! The engine speaks of *pages* (its KV blocks) and names them by hashes of its own; we speak of *routing blocks* and name
+//! them by the chained hashes of their token ids. The mirror keeps the engine's pages in a tree as their events tell it,
+//! each with the routing blocks that end in it, and so turns stored and removed pages into stored and removed blocks:
+//!
+//! ```text
+//! pages of 48      0────────47 48────────95 96───────143
+//! blocks of 64     0─────────────63 64────────────127 …
+//! ends in page                   1                  2
+//! ```
+//!
+//! A block is held when each page that it touches is. The same block may end in several pages (two pages that begin alike,
+//! a short page and its full successor), so the ways in which it is held are counted. A page's change touches the blocks
+//! that end in it, and the one that is still open at its end: that one ends in pages below.
+//!
+//! | operation | cost |
+//! |---|---|
+//! | store or remove a page | its blocks, plus the pages between the ends of two blocks |
+//! | a change that does not continue the last one | the blocks up to the nearest anchor, 16 on average |
+//! | account of everything | everything held |
+//!
+//! *Bounds.* The bytes of pages, blocks and tables are counted. Above the limit the leaf that was stored longest ago is
+//! dropped, with its blocks, until there is room; the rank is *partial* from then on. One event's pages are in memory
+//! before that happens. A page that does not say by its token ids alone what it holds (images, an adapter without a name)
+//! is *dark*: kept by name so that its successors are known for what they are, and without blocks.
+
+use super::event::{Event, PageHash, Removed, Stored};
+use super::ops::{MAX_RUN, Ops};
+use super::pages::{ENTRY_BYTES, NONE, NewPage, PageId, Pages};
+use fairlead_tokens::{BlockHasher, root};
+use fairlead_wire::is_anchor;
+use fairlead_wire::limits::{MAX_ABOVE, MAX_BLOCK_TOKENS, MAX_PATH};
+use fairlead_wire::msg::CacheOp;
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+/// Routing block hashes are uniform already.
+#[derive(Clone, Copy, Default)]
+struct Uniform(u64);
+
+impl Hasher for Uniform {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        self.0 = value;
+    }
+}
+
+type Counts = HashMap<u64, u32, BuildHasherDefault<Uniform>>;
+
+/// How a mirror names and bounds what it holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MirrorConfig {
+    /// Secret of the cluster's block hashes.
+    pub seed: u64,
+    /// Tokens of a routing block; taken into `1..=`[`MAX_BLOCK_TOKENS`].
+    pub block_tokens: u32,
+    /// Name of the base model in the hashes.
+    pub model: String,
+    /// Bound on memory, bytes.
+    pub max_bytes: usize,
+}
+
+/// What has passed through a mirror.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Store events applied.
+    pub stored: u64,
+    /// Remove events applied.
+    pub removed: u64,
+    /// Clear events applied.
+    pub cleared: u64,
+    /// Events that are none of ours: another medium, another kind of layer, an unknown type.
+    pub ignored: u64,
+    /// Store events whose parent is not known.
+    pub orphans: u64,
+    /// Store events that contradict what is known of a page.
+    pub conflicts: u64,
+    /// Pages dropped for want of room.
+    pub dropped: u64,
+    /// Blocks that cannot be told, for want of an anchor before them.
+    pub untold: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Mirror {
+    config: MirrorConfig,
+    pages: Pages,
+    /// How many ways a block is held.
+    counts: Counts,
+    partial: bool,
+    /// Index of the KV group that is followed, once one is.
+    group: Option<Option<u64>>,
+    counters: Counters,
+    // Memory that is used again.
+    tokens: Vec<u32>,
+    hashes: Vec<u64>,
+    stack: Vec<PageId>,
+}
+
+impl Mirror {
+    /// An empty mirror. `partial`: the engine may hold more.
+    pub fn new(mut config: MirrorConfig, partial: bool) -> Self {
+        config.block_tokens = config.block_tokens.clamp(1, MAX_BLOCK_TOKENS);
+        Self {
+            config,
+            pages: Pages::default(),
+            counts: Counts::default(),
+            partial,
+            group: None,
+            counters: Counters::default(),
+            tokens: Vec::new(),
+            hashes: Vec::new(),
+            stack: Vec::new(),
+        }
+    }
+
+    /// Whether the engine may hold more than is known.
+    pub fn is_partial(&self) -> bool {
+        self.partial
+    }
+
+    /// Says that something was missed.
+    pub fn set_partial(&mut self) {
+        self.partial = true;
+    }
+
+    /// Routing blocks held.
+    pub fn blocks(&self) -> usize {
+        self.counts.len()
+    }
+
+    /// Pages known.
+    pub fn pages(&self) -> usize {
+        self.pages.len()
+    }
+
+    /// Memory taken, bytes.
+    pub fn bytes(&self) -> usize {
+        self.pages.bytes() + self.counts.len() * ENTRY_BYTES
+    }
+
+    /// What has passed through.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Whether a block is held.
+    pub fn holds(&self, block: u64) -> bool {
+        self.counts.contains_key(&block)
+    }
+
+    /// Applies an event; what changes is appended to `out`.
+    pub fn apply(&mut self, event: &Event, out: &mut Ops) {
+        match event {
+            Event::Stored(stored) => self.stored(stored, out),
+            Event::Removed(removed) => self.removed(removed, out),
+            Event::Cleared => {
+                self.counters.cleared += 1;
+                self.clear(out);
+                // Now it is known what the engine holds: nothing.
+                self.partial = false;
+            }
+            Event::Other => self.counters.ignored += 1,
+        }
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self, out: &mut Ops) {
+        self.pages = Pages::default();
+        self.counts = Counts::default();
+        out.clear();
+    }
+
+    /// A full account, for somebody who knows nothing.
+    pub fn account(&mut self, out: &mut Ops) {
+        let mut stack: Vec<PageId> = self.pages.roots().collect();
+        while let Some(id) = stack.pop() {
+            let page = self.pages.at(id);
+            if !page.root && !page.dark {
+                for at in 0..page.blocks.len() {
+                    if self.counts.contains_key(&self.pages.at(id).blocks[at]) {
+                        self.tell_stored(id, at, out);
+                    }
+                }
+            }
+            stack.extend(self.pages.children(id));
+        }
+    }
+
+    /// Whether pages of such layers hold a prompt's whole past, so that any prefix can be used again.
+    fn is_ours(
+        &mut self,
+        medium: Option<&str>,
+        kind: Option<&str>,
+        group: Option<u64>,
+        remote: bool,
+    ) -> bool {
+        let whole_past =
+            matches!(kind, None | Some("full_attention" | "mla_attention" | "sink_full_attention"));
+        if remote || !is_gpu(medium) || !whole_past {
+            return false;
+        }
+        // Of several such groups each reports the same tokens under the same names: one speaks for all.
+        *self.group.get_or_insert(group) == group
+    }
+
+    fn stored(&mut self, event: &Stored, out: &mut Ops) {
+        if !self.is_ours(event.medium, event.kind, event.group, event.remote) {
+            self.counters.ignored += 1;
+            return;
+        }
+        self.counters.stored += 1;
+        let mut extras = event.extra_keys.pages(event.lora_name);
+        let mut extra = extras.next();
+        let parent = match event.parent {
+            Some(hash) => self.pages.find(hash.key()),
+            None => {
+                let salt = event.salt.or_else(|| extra.and_then(|extra| extra.salt)).unwrap_or("");
+                let nameless = event.lora_id && event.lora_name.is_none();
+                self.root(event.lora_name.unwrap_or(""), salt, nameless)
+            }
+        };
+        let Some(mut parent) = parent else {
+            self.counters.orphans += 1;
+            self.partial = true;
+            return;
+        };
+        let block = self.config.block_tokens;
+        let mut dark = self.pages.at(parent).dark;
+        // All tokens after the last block that ended before the event, and the blocks that they complete.
+        self.tokens.clear();
+        self.hashes.clear();
+        let from = self.pages.at(parent).end();
+        if !dark {
+            self.open_tokens(parent);
+            self.tokens.extend(event.tokens);
+            let mut hasher = BlockHasher::from_root(self.last_block(parent), 4 * block, &mut self.hashes);
+            hasher.update_tokens(&self.tokens);
+        }
+        // Position in the prompt of the first of `tokens`; a block's start.
+        let base = from - from % block;
+        let mut left = event.tokens.len();
+        for hash in event.hashes {
+            let len = left.min(event.block_size);
+            left -= len;
+            dark |= extra.is_some_and(|extra| extra.opaque);
+            extra = extras.next();
+            match self.store_page(hash, parent, len, dark, base, out) {
+                Some(id) => parent = id,
+                None => {
+                    self.counters.conflicts += 1;
+                    self.partial = true;
+                    break;
+                }
+            }
+        }
+        self.trim(out);
+    }
+
+    /// The start of a chain. Nameless adapters share a dark one.
+    fn root(&mut self, lora: &str, salt: &str, nameless: bool) -> Option<PageId> {
+        let hash = match nameless {
+            // No chain's root is 0.
+            true => 0,
+            false => root(self.config.seed, &self.config.model, lora, salt, 4 * self.config.block_tokens),
+        };
+        self.pages.root(hash).or_else(|| {
+            self.pages.add(NewPage {
+                key: hash,
+                parent: NONE,
+                len: 0,
+                dark: nameless,
+                root: true,
+                blocks: Box::new([hash]),
+                tail: Box::default(),
+            })
+        })
+    }
+
+    /// Hash of the last block that ends in or before a page.
+    fn last_block(&self, id: PageId) -> u64 {
+        let page = self.pages.at(id);
+        let page = if page.blocks.is_empty() { self.pages.at(page.up) } else { page };
+        page.blocks.last().copied().unwrap_or_default()
+    }
+
+    /// Collects into `tokens` those between the end of the last block and the end of a page.
+    fn open_tokens(&mut self, id: PageId) {
+        self.stack.clear();
+        let mut at = id;
+        loop {
+            self.stack.push(at);
+            let page = self.pages.at(at);
+            if !page.blocks.is_empty() {
+                break;
+            }
+            at = page.parent;
+        }
+        while let Some(at) = self.stack.pop() {
+            self.tokens.extend_from_slice(&self.pages.at(at).tail);
+        }
+    }
+
+    /// Stores one page below `parent`; `tokens` and `hashes` hold what begins at `base` and reaches beyond it. `None`
+    /// when it is known to be another page.
+    fn store_page(
+        &mut self,
+        hash: PageHash,
+        parent: PageId,
+        len: u32,
+        dark: bool,
+        base: u32,
+        out: &mut Ops,
+    ) -> Option<PageId> {
+        let key = hash.key();
+        if let Some(id) = self.pages.find(key) {
+            let page = self.pages.at(id);
+            if page.parent != parent || page.len != len {
+                return None;
+            }
+            if page.held {
+                // Told again because it was used again.
+                self.pages.touch(id);
+            } else {
+                self.set_held(id, true, out);
+            }
+            return Some(id);
+        }
+        let block = self.config.block_tokens;
+        let start = self.pages.at(parent).end();
+        let end = start.checked_add(len)?;
+        // No request has a path this long.
+        let dark = dark || end / block > MAX_PATH as u32;
+        let (mut blocks, mut tail) = (Box::default(), Box::default());
+        if !dark {
+            let from = ((start - base) / block) as usize;
+            let to = ((end - base) / block) as usize;
+            blocks = self.hashes.get(from..to)?.into();
+            let tail_start = if to > from { base + to as u32 * block } else { start };
+            tail = self.tokens.get((tail_start - base) as usize..(end - base) as usize)?.into();
+        }
+        let id = self.pages.add(NewPage { key, parent, len, dark, root: false, blocks, tail })?;
+        self.set_held(id, true, out);
+        Some(id)
+    }
+
+    fn removed(&mut self, event: &Removed, out: &mut Ops) {
+        if event.remote || !is_gpu(event.medium) || self.group.is_some_and(|ours| ours != event.group) {
+            self.counters.ignored += 1;
+            return;
+        }
+        self.counters.removed += 1;
+        for hash in event.hashes {
+            // One that is not known was never held here, as far as we know.
+            if let Some(id) = self.pages.find(hash.key()).filter(|id| self.pages.at(*id).held) {
+                self.drop_page(id, out);
+            }
+        }
+    }
+
+    fn drop_page(&mut self, id: PageId, out: &mut Ops) {
+        self.set_held(id, false, out);
+        if self.pages.at(id).child == NONE {
+            self.pages.free(id);
+        }
+    }
+
+    /// Makes room.
+    fn trim(&mut self, out: &mut Ops) {
+        while self.bytes() > self.config.max_bytes {
+            let Some(oldest) = self.pages.oldest() else { return };
+            self.counters.dropped += 1;
+            self.partial = true;
+            self.drop_page(oldest, out);
+        }
+    }
+
+    /// Whether all pages above `id` are held that touch the block which is open where `id` begins.
+    fn held_above(&self, id: PageId) -> bool {
+        let page = self.pages.at(id);
+        if page.start.is_multiple_of(self.config.block_tokens) {
+            return true;
+        }
+        let mut at = page.parent;
+        loop {
+            let page = self.pages.at(at);
+            if !page.blocks.is_empty() {
+                return page.tail.is_empty() || page.held;
+            }
+            if !page.held {
+                return false;
+            }
+            at = page.parent;
+        }
+    }
+
+    /// A page comes or goes; blocks follow.
+    fn set_held(&mut self, id: PageId, held: bool, out: &mut Ops) {
+        self.pages.at_mut(id).held = held;
+        let page = self.pages.at(id);
+        if page.dark {
+            return;
+        }
+        let (start, end, blocks) = (page.start, page.end(), page.blocks.len());
+        let above = self.held_above(id);
+        let straddles = !start.is_multiple_of(self.config.block_tokens);
+        for at in 0..blocks {
+            if at > 0 || above || !straddles {
+                self.count(id, at, held, out);
+            }
+        }
+        if end.is_multiple_of(self.config.block_tokens) || (blocks == 0 && !above) {
+            return;
+        }
+        let mut stack = std::mem::take(&mut self.stack);
+        stack.clear();
+        stack.extend(self.pages.children(id));
+        while let Some(below) = stack.pop() {
+            let page = self.pages.at(below);
+            if !page.held || page.dark {
+                continue;
+            }
+            if page.blocks.is_empty() {
+                stack.extend(self.pages.children(below));
+            } else {
+                self.count(below, 0, held, out);
+            }
+        }
+        self.stack = stack;
+    }
+
+    /// One way more or less in which the block that ends `at` in page `id` is held.
+    fn count(&mut self, id: PageId, at: usize, held: bool, out: &mut Ops) {
+        let hash = self.pages.at(id).blocks[at];
+        if held {
+            let count = self.counts.entry(hash).or_default();
+            *count += 1;
+            if *count == 1 {
+                self.tell_stored(id, at, out);
+            }
+        } else if let Some(count) = self.counts.get_mut(&hash) {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&hash);
+                self.tell_removed(id, at, out);
+            }
+        }
+    }
+
+    /// The block before the one that ends `at` in page `id`.
+    fn before(&self, id: PageId, at: usize) -> Option<(PageId, usize)> {
+        if at > 0 {
+            return Some((id, at - 1));
+        }
+        let up = self.pages.at(id).up;
+        let page = self.pages.at(up);
+        (!page.root).then(|| (up, page.blocks.len() - 1))
+    }
+
+    fn hash(&self, (id, at): (PageId, usize)) -> u64 {
+        self.pages.at(id).blocks[at]
+    }
+
+    /// The blocks before a block, from an anchor or the path's first on. `None` when that would be too many.
+    fn above(&self, id: PageId, at: usize) -> Option<Vec<u64>> {
+        let mut above = Vec::new();
+        let mut place = (id, at);
+        while let Some(before) = self.before(place.0, place.1) {
+            if above.len() == MAX_ABOVE {
+                return None;
+            }
+            let hash = self.hash(before);
+            above.push(hash);
+            if is_anchor(hash) {
+                break;
+            }
+            place = before;
+        }
+        above.reverse();
+        Some(above)
+    }
+
+    /// Tells that a block is held. Blocks above it that are not held may be unknown to whoever is told: those are told
+    /// along with it and taken back.
+    fn tell_stored(&mut self, id: PageId, at: usize, out: &mut Ops) {
+        let hash = self.hash((id, at));
+        let before = self.before(id, at);
+        if let Some(before) = before
+            && out.extend_store(self.hash(before), hash)
+        {
+            return;
+        }
+        let mut first = (id, at);
+        let mut blocks = vec![hash];
+        while let Some(before) = self.before(first.0, first.1) {
+            let hash = self.hash(before);
+            if self.counts.contains_key(&hash) {
+                break;
+            }
+            blocks.push(hash);
+            first = before;
+        }
+        blocks.reverse();
+        let Some(above) = self.above(first.0, first.1) else {
+            self.counters.untold += 1;
+            return;
+        };
+        let missing = blocks.len() - 1;
+        if missing == 0 {
+            out.push(CacheOp::Store { above, blocks });
+            return;
+        }
+        // In pieces that fit a message.
+        let mut tell = |above: &[u64], blocks: &[u64], store: bool| {
+            let (above, blocks) = (above.to_vec(), blocks.to_vec());
+            out.push(if store {
+                CacheOp::Store { above, blocks }
+            } else {
+                CacheOp::Remove { above, blocks }
+            });
+        };
+        let path: Vec<u64> = above.iter().chain(&blocks).copied().collect();
+        let skip = above.len();
+        for (end, store) in [(path.len(), true), (path.len() - 1, false)] {
+            let mut from = skip;
+            while from < end {
+                let to = (from + MAX_RUN).min(end);
+                let anchor = path[..from].iter().rposition(|hash| is_anchor(*hash)).unwrap_or(0);
+                if from - anchor > MAX_ABOVE {
+                    self.counters.untold += 1;
+                    return;
+                }
+                tell(&path[anchor..from], &path[from..to], store);
+                from = to;
+            }
+        }
+    }
+
+    fn tell_removed(&mut self, id: PageId, at: usize, out: &mut Ops) {
+        let hash = self.hash((id, at));
+        let before = self.before(id, at).map(|before| self.hash(before));
+        if out.extend_remove(before.unwrap_or_default(), hash) {
+            return;
+        }
+        let above = if is_anchor(hash) { Some(Vec::new()) } else { self.above(id, at) };
+        match above {
+            Some(above) => out.push(CacheOp::Remove { above, blocks: vec![hash] }),
+            None => self.counters.untold += 1,
+        }
+    }
+}
+
+fn is_gpu(medium: Option<&str>) -> bool {
+    medium.is_none_or(|medium| medium.eq_ignore_ascii_case("GPU"))
+}
