@@ -1,5 +1,6 @@
 //! The benchmark programs, one module each. A new one is a module here and a line in [`PROGRAMS`].
 
+pub mod decision;
 pub mod index;
 
 use std::io::Write as _;
@@ -24,11 +25,18 @@ pub struct Program {
 }
 
 /// All programs, in the order of `list`.
-pub const PROGRAMS: &[Program] = &[Program {
-    name: "index",
-    about: "the prefix index: memory, lookups idle and under a writer, updates",
-    run: index::run,
-}];
+pub const PROGRAMS: &[Program] = &[
+    Program {
+        name: "index",
+        about: "the prefix index: memory, lookups idle and under a writer, updates",
+        run: index::run,
+    },
+    Program {
+        name: "decision",
+        about: "from block hashes to reservation: time and allocations",
+        run: decision::run,
+    },
+];
 
 /// Tells how far a run has come, on standard error. A closed standard error is no reason to stop.
 pub fn say(text: &str) {

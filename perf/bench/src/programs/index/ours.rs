@@ -47,6 +47,11 @@ impl Truth {
         Ok(Self { writer: writer(targets, max_bytes, true)?, now_us: 1, sent: None })
     }
 
+    /// A reader, as a fleet takes it.
+    pub fn reader(&self) -> Reader {
+        self.writer.reader()
+    }
+
     fn send(&mut self, ops: impl IntoIterator<Item = IndexOp>) {
         if let Some(sent) = &mut self.sent {
             sent.extend(ops);
