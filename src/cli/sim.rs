@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use clap::Args;
-use fairlead_sim::{EngineKind, Faults, Profile, Sim, SimOptions};
+use fairlead_sim::{EngineKind, Faults, KvEncoding, KvEvents, Profile, Sim, SimOptions};
 
 use super::{out, signals};
 
@@ -25,6 +25,64 @@ pub struct SimArgs {
     faults: Option<String>,
     #[command(flatten)]
     engine: EngineArgs,
+    #[command(flatten)]
+    kv: KvArgs,
+}
+
+/// Whether and how the cache's changes are told.
+#[derive(Args, Clone)]
+struct KvArgs {
+    /// Publish KV-cache events here, for example tcp://127.0.0.1:5557; port 0 takes a free one
+    #[arg(long, value_name = "ENDPOINT", value_parser = endpoint, help_heading = "KV events")]
+    kv_events: Option<SocketAddr>,
+    /// Where past events can be asked for again [default: a free port beside --kv-events]
+    #[arg(long, value_name = "ENDPOINT", value_parser = endpoint, requires = "kv_events", help_heading = "KV events")]
+    kv_replay: Option<SocketAddr>,
+    /// Events as maps (vLLM from 0.24, SGLang from 0.5.20) or as arrays (before)
+    #[arg(long, value_enum, default_value_t, requires = "kv_events", help_heading = "KV events")]
+    kv_encoding: KvEncoding,
+    /// First frame of each message
+    #[arg(
+        long,
+        default_value = "",
+        requires = "kv_events",
+        value_name = "TOPIC",
+        help_heading = "KV events"
+    )]
+    kv_topic: String,
+    /// Batches kept for those who ask again
+    #[arg(
+        long,
+        default_value_t = 10_000,
+        requires = "kv_events",
+        value_name = "N",
+        help_heading = "KV events"
+    )]
+    kv_buffer: usize,
+    /// Tell blocks found in the cache again as stored, as vLLM does when asked to report in full
+    #[arg(long, requires = "kv_events", help_heading = "KV events")]
+    kv_tell_reused: bool,
+}
+
+impl KvArgs {
+    fn options(&self) -> Option<KvEvents> {
+        let listen = self.kv_events?;
+        Some(KvEvents {
+            listen,
+            replay: Some(self.kv_replay.unwrap_or(SocketAddr::new(listen.ip(), 0))),
+            encoding: self.kv_encoding,
+            topic: self.kv_topic.clone(),
+            kept: self.kv_buffer,
+            tell_reused: self.kv_tell_reused,
+        })
+    }
+}
+
+/// `tcp://HOST:PORT`, where the host is an address or `*`.
+fn endpoint(text: &str) -> Result<SocketAddr, String> {
+    let place = text.strip_prefix("tcp://").ok_or("only tcp://ADDRESS:PORT is served")?;
+    let place = place.strip_prefix('*').map_or_else(|| place.to_owned(), |port| format!("0.0.0.0{port}"));
+    place.parse().map_err(|_| format!("{place:?} is not of the form ADDRESS:PORT"))
 }
 
 /// What a simulated engine is, apart from where it listens.
@@ -39,6 +97,9 @@ struct EngineArgs {
     /// Model names served, comma-separated
     #[arg(long = "model", default_value = "sim-8b", value_delimiter = ',', value_name = "NAMES")]
     models: Vec<String>,
+    /// Adapters of that model, comma-separated
+    #[arg(long = "lora", value_delimiter = ',', value_name = "NAMES")]
+    loras: Vec<String>,
     /// How many times faster than life the engine computes
     #[arg(long = "speed", default_value_t = 1.0, value_name = "FACTOR")]
     speed: f64,
@@ -66,6 +127,7 @@ impl EngineArgs {
             listen,
             engine: self.kind,
             models: self.models.clone(),
+            loras: self.loras.clone(),
             profile,
             speed: self.speed,
             block_tokens: self.block_size,
@@ -115,11 +177,16 @@ pub fn run(args: SimArgs) -> anyhow::Result<ExitCode> {
     if let Some(faults) = &args.faults {
         options.faults = serde_json::from_str::<Faults>(faults).context("--faults")?;
     }
+    options.kv_events = args.kv.options();
     let models = options.models.join(",");
     signals::runtime(1)?.block_on(async {
         let mut stop = signals::Stop::listen()?;
         let sim = Sim::start(options)?;
-        out::line(format_args!("ready: http://{} models={models} simulated engine", sim.addr()));
+        let told = |name: &str, addr: Option<SocketAddr>| {
+            addr.map(|addr| format!(" {name}=tcp://{addr}")).unwrap_or_default()
+        };
+        let events = told("kv_events", sim.kv_events_addr()) + &told("kv_replay", sim.kv_replay_addr());
+        out::line(format_args!("ready: http://{} models={models}{events} simulated engine", sim.addr()));
         stop.recv().await;
         sim.shutdown();
         Ok(ExitCode::SUCCESS)

@@ -31,6 +31,8 @@ pub struct BlockCache {
     idle: u32,
     private: u32,
     evictions: u64,
+    // Names given up since they were last taken, where somebody asked for them.
+    evicted: Option<Vec<u64>>,
 }
 
 impl BlockCache {
@@ -46,7 +48,23 @@ impl BlockCache {
             idle: 0,
             private: 0,
             evictions: 0,
+            evicted: None,
         }
+    }
+
+    /// Remembers the names given up from now on, for [`Self::take_evicted`].
+    pub fn track(&mut self) {
+        self.evicted.get_or_insert_default();
+    }
+
+    /// The names given up since the last call, in order. They must be taken after every call that may evict.
+    pub fn take_evicted(&mut self) -> impl Iterator<Item = u64> {
+        self.evicted.iter_mut().flat_map(|names| names.drain(..))
+    }
+
+    /// Names present, in no order.
+    pub fn names(&self) -> impl Iterator<Item = u64> {
+        self.names.keys().copied()
     }
 
     /// Places in all.
@@ -95,12 +113,12 @@ impl BlockCache {
     }
 
     /// Gives the name `hash` to a private block of the caller, who stays its holder. If another request has named
-    /// the same content meanwhile, the two become one and a place is free again.
-    pub fn publish(&mut self, hash: u64) {
+    /// the same content meanwhile, the two become one, a place is free again, and the answer is false.
+    pub fn publish(&mut self, hash: u64) -> bool {
         self.private -= 1;
         if self.names.contains_key(&hash) {
             self.pin(hash);
-            return;
+            return false;
         }
         let node = Node { hash, refs: 1, prev: NIL, next: NIL };
         let at = match self.spare.pop() {
@@ -114,6 +132,7 @@ impl BlockCache {
             }
         };
         self.names.insert(hash, at);
+        true
     }
 
     /// Ends a holder's claim on the named blocks of `path` and on `private` nameless ones. The last blocks of the
@@ -185,8 +204,12 @@ impl BlockCache {
             return;
         }
         self.unlink(at);
-        self.names.remove(&self.nodes[at as usize].hash);
+        let hash = self.nodes[at as usize].hash;
+        self.names.remove(&hash);
         self.spare.push(at);
+        if let Some(evicted) = &mut self.evicted {
+            evicted.push(hash);
+        }
         self.evictions += 1;
     }
 }

@@ -124,7 +124,7 @@ proptest! {
 fn the_tail_goes_first() {
     let mut c = BlockCache::new(4);
     assert!(c.admit(&[1, 2, 3], 0, 3));
-    (1..=3).for_each(|h| c.publish(h));
+    assert!((1..=3).all(|h| c.publish(h)));
     c.release(&[1, 2, 3], 0);
     assert!(c.admit(&[9], 0, 2));
     assert_eq!(c.matched(&[1, 2, 3]), 2);

@@ -4,6 +4,7 @@
 //! Everything that changes happens under one mutex, held for a step's bookkeeping and never across an await; on the
 //! simulator's single thread it is uncontended. An idle engine has no timer: the step task sleeps on a notification.
 
+use crate::events::{EventLog, Origin};
 use crate::faults::{BadFaults, Faults};
 use crate::model::{Model, ModelOptions, Progress, Refused, SeqId, SeqSpec};
 use crate::options::SimOptions;
@@ -91,16 +92,28 @@ pub(crate) struct Engine {
     pub started_unix: f64,
     ids: AtomicU64,
     id_base: u64,
+    pub events: Option<Arc<EventLog>>,
+}
+
+/// A prompt as the model takes it.
+pub(crate) struct Prepared {
+    pub path: Arc<[u64]>,
+    pub tokens: u32,
+    /// Seed of its answer.
+    pub seed: u64,
+    pub origin: Option<Arc<Origin>>,
 }
 
 impl Engine {
-    pub fn new(options: SimOptions) -> Arc<Self> {
+    pub fn new(options: SimOptions, events: Option<Arc<EventLog>>) -> Arc<Self> {
         let model = Model::new(ModelOptions {
             profile: options.profile.clone(),
             block_tokens: options.block_tokens,
             kv_blocks: options.blocks(),
             max_waiting: options.max_waiting,
             prefix_caching: options.prefix_caching,
+            track: events.is_some(),
+            tell_reused: options.kv_events.as_ref().is_some_and(|e| e.tell_reused),
         });
         let started_unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
         let faults = options.faults.clone();
@@ -124,6 +137,7 @@ impl Engine {
             started_unix,
             ids: AtomicU64::new(0),
             id_base,
+            events,
             options,
         })
     }
@@ -216,10 +230,36 @@ impl Engine {
         Ok(Ticket { engine: Arc::clone(self), job, ids })
     }
 
-    /// Prepares a prompt: its block path, length and the seed of its answer.
-    pub fn prepare(&self, model: &str, salt: &str, prompt: &[u8]) -> (Arc<[u64]>, u32, u64) {
-        let path = prompt::block_hashes(prompt, model, salt, self.options.block_tokens);
-        (path, prompt::count_tokens(prompt), xxhash_rust::xxh3::xxh3_64(prompt))
+    /// Prepares a prompt. Served names of one model share its blocks, adapters do not.
+    pub fn prepare(&self, model: &str, salt: &str, prompt: &[u8]) -> Prepared {
+        let lora = self.options.loras.iter().find(|n| *n == model);
+        let name = lora.unwrap_or(&self.options.models[0]);
+        let origin = self.events.is_some().then(|| {
+            let (salt, lora) = (salt.to_owned(), lora.cloned().unwrap_or_default());
+            Arc::new(Origin { tokens: prompt::token_ids(prompt), salt, lora })
+        });
+        Prepared {
+            path: prompt::block_hashes(prompt, name, salt, self.options.block_tokens),
+            tokens: prompt::count_tokens(prompt),
+            seed: xxhash_rust::xxh3::xxh3_64(prompt),
+            origin,
+        }
+    }
+
+    /// Forgets every cached prefix that no running sequence holds.
+    pub fn clear_cache(&self) {
+        let now = self.now();
+        let mut core = self.core();
+        core.model.clear_cache();
+        self.tell(&mut core, now);
+    }
+
+    /// Publishes what became of the cache.
+    fn tell(&self, core: &mut Core, now: f64) {
+        if let Some(events) = &self.events {
+            let changes = core.model.take_changes();
+            events.batch(self.started_unix + now, &changes, &mut core.faults);
+        }
     }
 
     /// Runs steps for as long as there is work, each ending when its profile says.
@@ -262,6 +302,7 @@ impl Engine {
         let mut core = self.core();
         let before = core.model.stats().generation_tokens;
         core.model.end_step(now, progress);
+        self.tell(&mut core, now);
         core.rate_tokens += core.model.stats().generation_tokens - before;
         if now - core.rate_from >= RATE_WINDOW {
             core.rate = core.rate_tokens as f64 / (now - core.rate_from);

@@ -28,6 +28,10 @@ pub struct Faults {
     pub slow: f64,
     /// `/health` says 503 and prompts are refused with 503, as before the model is loaded.
     pub unready: bool,
+    /// Holds back this many batches of KV events: they are numbered, but not published.
+    pub drop_events: u32,
+    /// Batches held back cannot be asked for again either.
+    pub forget_events: bool,
     /// Lets the answer faults touch every route.
     pub everywhere: bool,
     /// How many requests meet the answer faults (hang to status) before all faults end; no number: all of them.
@@ -92,6 +96,13 @@ impl Faults {
             None => {}
         }
         Some(met)
+    }
+
+    /// Whether the next batch of KV events is held back; counts down.
+    pub(crate) fn take_event_batch(&mut self) -> bool {
+        let held_back = self.drop_events > 0;
+        self.drop_events = self.drop_events.saturating_sub(1);
+        held_back
     }
 
     /// How much longer steps take.

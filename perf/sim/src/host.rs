@@ -1,6 +1,7 @@
 //! Where engines live: one thread with one runtime, shared by as many engines as a process starts.
 
 use crate::engine::Engine;
+use crate::events::{self, EventLog, Sockets, Told};
 use crate::faults::{BadFaults, Faults};
 use crate::http::conn::{self, Place};
 use crate::http::control;
@@ -63,7 +64,20 @@ impl Host {
         let _context = self.runtime.enter();
         // The address is tried even if the engine begins by refusing, so that a taken one is told now.
         let listener = place.listen().map_err(failed)?;
-        let engine = Engine::new(SimOptions { listen: addr, ..options });
+        let mut publisher = None;
+        if let Some(kv) = &options.kv_events {
+            let sockets = Sockets::bind(kv.listen, kv.replay)
+                .map_err(|(addr, source)| StartError::Listen { addr, source })?;
+            let (events, replay) = sockets.addrs().map_err(failed)?;
+            let told = Told { events, replay, topic: kv.topic.clone(), kept: kv.kept };
+            let log = EventLog::new(options.engine, kv.encoding, options.block_tokens, told);
+            publisher = Some((Arc::new(log), sockets));
+        }
+        let log = publisher.as_ref().map(|(log, _)| Arc::clone(log));
+        let engine = Engine::new(SimOptions { listen: addr, ..options }, log);
+        if let Some((log, sockets)) = publisher {
+            self.runtime.spawn(events::run(Arc::clone(&engine), log, sockets));
+        }
         let first = if engine.options.faults.refuse { None } else { Some(listener) };
         if let Some(ms) = engine.options.faults.for_ms {
             let engine = Arc::clone(&engine);
@@ -114,6 +128,16 @@ impl Handle {
     /// Where it listens.
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Where its KV events are published, if they are.
+    pub fn kv_events_addr(&self) -> Option<SocketAddr> {
+        self.control.engine.events.as_ref().map(|e| e.told.events)
+    }
+
+    /// Where past KV events can be asked for, if they can.
+    pub fn kv_replay_addr(&self) -> Option<SocketAddr> {
+        self.control.engine.events.as_ref().and_then(|e| e.told.replay)
     }
 
     /// `http://` and the address.
@@ -193,8 +217,13 @@ impl Control {
         self.engine.core().traffic.last.as_ref().map(|l| l.body.clone()).unwrap_or_default()
     }
 
+    /// The engine's names of all cached blocks, in no order.
+    pub fn cached_blocks(&self) -> Vec<u64> {
+        self.engine.core().model.cache().names().collect()
+    }
+
     /// Forgets every cached prefix that no running sequence holds.
     pub fn clear_cache(&self) {
-        self.engine.core().model.clear_cache();
+        self.engine.clear_cache();
     }
 }

@@ -4,10 +4,12 @@
 //! - [`model`], [`cache`], [`profile`]: continuous batching, the block cache and step costs, without clock or socket.
 //! - [`prompt`], [`text`]: what a body asks for and the deterministic answer to it.
 //! - [`Sim::start`]: engines over HTTP in real time, any number of them on one thread, idle when idle.
+//! - [`events`]: what the cache holds, told over ZeroMQ as the engines tell it.
 //! - [`Faults`]: ways to fail on demand, at the start, through [`Control`] or through `POST /sim/control`.
 
 pub mod cache;
 mod engine;
+pub mod events;
 mod faults;
 mod histogram;
 mod host;
@@ -24,6 +26,6 @@ pub mod text;
 pub use faults::{BadFaults, Faults, Garbage};
 pub use histogram::Histogram;
 pub use host::{Control, Handle, Host, Sim, StartError};
-pub use options::{BadOption, EngineKind, SimOptions};
+pub use options::{BadOption, EngineKind, KvEncoding, KvEvents, SimOptions};
 pub use profile::Profile;
 pub use state::{Last, State};

@@ -7,10 +7,12 @@
 //! output never enters the cache.
 
 use crate::cache::BlockCache;
+use crate::events::Origin;
 use crate::profile::{Profile, StepWork};
 use crate::stats::Stats;
 use ahash::RandomState;
 use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Limits and sizes of an engine.
@@ -26,6 +28,10 @@ pub struct ModelOptions {
     pub max_waiting: u32,
     /// Whether prompts share blocks.
     pub prefix_caching: bool,
+    /// Whether changes of the cache are kept for [`Model::take_changes`].
+    pub track: bool,
+    /// Whether blocks found in the cache are told again as stored, as some engines do.
+    pub tell_reused: bool,
 }
 
 /// Name of a sequence inside one engine.
@@ -42,6 +48,26 @@ pub struct SeqSpec {
     pub output_tokens: u32,
     /// Whether that number is the request's limit rather than where the answer ends by itself.
     pub limited: bool,
+    /// What the blocks are made of; needed where changes are tracked.
+    pub origin: Option<Arc<Origin>>,
+}
+
+/// A change of what a prompt can find in the cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CacheChange {
+    /// Blocks of a prompt are there, those before them were before.
+    Stored {
+        /// The prompt's blocks.
+        path: Arc<[u64]>,
+        /// Which of them.
+        blocks: Range<usize>,
+        /// What they are made of.
+        origin: Arc<Origin>,
+    },
+    /// A block is gone.
+    Removed(u64),
+    /// All are gone.
+    Cleared,
 }
 
 /// Why a sequence was not taken.
@@ -108,12 +134,16 @@ pub struct Model {
     step: Vec<Part>,
     next_id: SeqId,
     stats: Stats,
+    changes: Vec<CacheChange>,
 }
 
 impl Model {
     /// An idle engine.
     pub fn new(options: ModelOptions) -> Self {
-        let cache = BlockCache::new(options.kv_blocks);
+        let mut cache = BlockCache::new(options.kv_blocks);
+        if options.track {
+            cache.track();
+        }
         Self {
             options,
             cache,
@@ -123,6 +153,7 @@ impl Model {
             step: Vec::new(),
             next_id: 1,
             stats: Stats::new(),
+            changes: Vec::new(),
         }
     }
 
@@ -139,6 +170,22 @@ impl Model {
     /// Drops every cached prefix that no running sequence holds.
     pub fn clear_cache(&mut self) {
         self.cache.clear();
+        if self.cache.named() > 0 {
+            self.note_evicted();
+        } else if self.options.track {
+            self.cache.take_evicted().for_each(drop);
+            self.changes.push(CacheChange::Cleared);
+        }
+    }
+
+    /// What became of the cache since the last call, in order; always nothing unless tracked. To be called after
+    /// each step.
+    pub fn take_changes(&mut self) -> Vec<CacheChange> {
+        std::mem::take(&mut self.changes)
+    }
+
+    fn note_evicted(&mut self) {
+        self.changes.extend(self.cache.take_evicted().map(CacheChange::Removed));
     }
 
     /// Its counters.
@@ -248,6 +295,14 @@ impl Model {
             if !self.cache.admit(&path, blocks, fresh) {
                 break;
             }
+            self.changes.extend(self.cache.take_evicted().map(CacheChange::Removed));
+            if blocks > 0
+                && self.options.track
+                && self.options.tell_reused
+                && let Some(origin) = seq.spec.origin.clone()
+            {
+                self.changes.push(CacheChange::Stored { path: Arc::clone(&path), blocks: 0..blocks, origin });
+            }
             self.waiting.pop_front();
             let Some(seq) = self.seqs.get_mut(&id) else { break };
             seq.running = true;
@@ -280,10 +335,13 @@ impl Model {
                 seq.computed += part.chunk;
                 let full = ((seq.computed / self.options.block_tokens) as usize).min(spec.path.len());
                 if self.options.prefix_caching {
-                    for h in &spec.path[seq.held..full.max(seq.held)] {
-                        self.cache.publish(*h);
+                    for at in seq.held..full.max(seq.held) {
+                        let new = self.cache.publish(spec.path[at]);
                         seq.private -= 1;
                         seq.held += 1;
+                        if let Some(origin) = spec.origin.as_ref().filter(|_| new && self.options.track) {
+                            stored(&mut self.changes, &spec.path, at, origin);
+                        }
                     }
                 }
                 if seq.computed < spec.prompt_tokens {
@@ -332,6 +390,19 @@ impl Model {
         let blocks = self.cache.matched(&spec.path[..most.min(spec.path.len())]);
         (blocks, blocks as u32 * self.options.block_tokens)
     }
+}
+
+/// Notes that a block was stored, together with the one before it where that was stored just before.
+fn stored(changes: &mut Vec<CacheChange>, path: &Arc<[u64]>, at: usize, origin: &Arc<Origin>) {
+    if let Some(CacheChange::Stored { path: last, blocks, .. }) = changes.last_mut()
+        && blocks.end == at
+        && Arc::ptr_eq(last, path)
+    {
+        blocks.end += 1;
+        return;
+    }
+    let (path, origin) = (Arc::clone(path), Arc::clone(origin));
+    changes.push(CacheChange::Stored { path, blocks: at..at + 1, origin });
 }
 
 fn plan(id: SeqId, seq: &Seq, budget: &mut u32, work: &mut StepWork) -> Part {

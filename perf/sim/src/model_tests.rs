@@ -7,6 +7,8 @@ fn options(blocks: u32) -> ModelOptions {
         kv_blocks: blocks,
         max_waiting: 100,
         prefix_caching: true,
+        track: false,
+        tell_reused: false,
     }
 }
 
@@ -16,6 +18,7 @@ fn spec(family: u64, prompt: u32, output: u32) -> SeqSpec {
         prompt_tokens: prompt,
         output_tokens: output,
         limited: true,
+        origin: None,
     }
 }
 

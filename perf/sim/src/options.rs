@@ -15,6 +15,47 @@ pub enum EngineKind {
     Sglang,
 }
 
+/// How KV events are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum KvEncoding {
+    /// Maps: vLLM from 0.24, SGLang from 0.5.20.
+    #[default]
+    Map,
+    /// Positions: the releases before.
+    Array,
+}
+
+/// KV events over ZeroMQ.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KvEvents {
+    /// Where they are published; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Where the last batches can be asked for again; port 0 takes a free one.
+    pub replay: Option<SocketAddr>,
+    /// How they are written.
+    pub encoding: KvEncoding,
+    /// First frame of each message.
+    pub topic: String,
+    /// Batches kept for who asks again.
+    pub kept: usize,
+    /// Whether blocks found in the cache are told again as stored.
+    pub tell_reused: bool,
+}
+
+impl Default for KvEvents {
+    fn default() -> Self {
+        let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        Self {
+            listen: free,
+            replay: Some(free),
+            encoding: KvEncoding::Map,
+            topic: String::new(),
+            kept: 10_000,
+            tell_reused: false,
+        }
+    }
+}
+
 /// One simulated engine.
 #[derive(Clone, Debug)]
 pub struct SimOptions {
@@ -24,8 +65,10 @@ pub struct SimOptions {
     pub name: String,
     /// Whose names and routes.
     pub engine: EngineKind,
-    /// Served model names, at least one; the first is the one that metrics carry.
+    /// Served names of the model, at least one; the first is the one that metrics carry.
     pub models: Vec<String>,
+    /// Served names of adapters of that model.
+    pub loras: Vec<String>,
     /// Step costs and memory.
     pub profile: Profile,
     /// How many times faster than life; at least 0.001.
@@ -52,6 +95,8 @@ pub struct SimOptions {
     pub max_connections: usize,
     /// Faults from the start.
     pub faults: Faults,
+    /// Where the cache's changes are told; nowhere by default.
+    pub kv_events: Option<KvEvents>,
 }
 
 impl Default for SimOptions {
@@ -61,6 +106,7 @@ impl Default for SimOptions {
             name: "sim".into(),
             engine: EngineKind::Vllm,
             models: vec!["sim-8b".into()],
+            loras: Vec::new(),
             profile: Profile::h200_8b(),
             speed: 1.0,
             block_tokens: 16,
@@ -74,6 +120,7 @@ impl Default for SimOptions {
             max_body: 128 << 20,
             max_connections: 16_384,
             faults: Faults::default(),
+            kv_events: None,
         }
     }
 }
@@ -100,6 +147,12 @@ impl SimOptions {
         let bad = |option, reason: String| Err(BadOption { option, reason });
         if self.models.is_empty() || self.models.iter().any(String::is_empty) {
             return bad("model", "needs at least one name, none of them empty".into());
+        }
+        if let Some(name) = self.loras.iter().find(|n| n.is_empty() || self.models.contains(n)) {
+            return bad("lora", format!("{name:?} is empty or the model's own name"));
+        }
+        if self.kv_events.as_ref().is_some_and(|e| e.kept == 0) {
+            return bad("kv-buffer", "must be at least 1".into());
         }
         if !(0.001..=1e6).contains(&self.speed) {
             return bad("speed", format!("{} is outside 0.001..=1000000", self.speed));

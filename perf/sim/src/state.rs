@@ -33,6 +33,10 @@ pub struct State {
     pub kv_named: u64,
     /// Named blocks given up for room.
     pub evictions: u64,
+    /// Batches of KV events numbered so far.
+    pub kv_batches: u64,
+    /// Of these, batches held back on demand.
+    pub kv_batches_dropped: u64,
     /// Requests on prompt routes so far.
     pub requests: u64,
     /// Those whose answer was handed to the connection to its end, refusals included.
@@ -94,6 +98,7 @@ impl Last {
 impl State {
     pub(crate) fn of(engine: &Engine) -> Self {
         let ready = engine.ready();
+        let (kv_batches, kv_batches_dropped) = engine.events.as_ref().map_or((0, 0), |e| e.counts());
         let core = engine.core();
         let (m, t) = (&core.model, &core.traffic);
         let s = m.stats();
@@ -109,6 +114,8 @@ impl State {
             kv_blocks: u64::from(m.cache().capacity()),
             kv_named: u64::from(m.cache().named()),
             evictions: m.cache().evictions(),
+            kv_batches,
+            kv_batches_dropped,
             requests: t.requests,
             completed: t.completed,
             aborted: t.aborted,

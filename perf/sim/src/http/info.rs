@@ -7,6 +7,7 @@ use crate::metrics;
 use crate::options::EngineKind;
 use hyper::{Method, Response, StatusCode};
 use serde_json::{Value, json};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// Version told by engines that speak vLLM.
@@ -29,13 +30,14 @@ pub(crate) fn answer(engine: &Arc<Engine>, path: &str, method: &Method) -> Respo
         "/v1/models" if get => ok(models(engine)),
         "/version" if get && !sglang => ok(json!({"version": VLLM_VERSION})),
         "/load" if get && !sglang => ok(json!({"server_load": engine.core().traffic.in_flight})),
+        "/kv_event_sources" if get && !sglang && engine.events.is_some() => ok(kv_event_sources(engine)),
         "/server_info" | "/get_server_info" if get && sglang => ok(server_info(engine)),
         "/model_info" | "/get_model_info" if get && sglang => ok(json!({
             "model_path": engine.options.models[0], "tokenizer_path": engine.options.models[0],
             "is_generation": true, "preferred_sampling_params": null, "weight_version": "default"})),
         "/v1/loads" if get && sglang => ok(loads(engine)),
         "/reset_prefix_cache" | "/flush_cache" if method == Method::POST => {
-            engine.core().model.clear_cache();
+            engine.clear_cache();
             reply(StatusCode::OK, "text/plain", "")
         }
         _ => error(engine, None, StatusCode::NOT_FOUND, None, "Not Found"),
@@ -49,13 +51,12 @@ fn health(engine: &Engine) -> Response<AnswerBody> {
 
 fn models(engine: &Engine) -> Value {
     let owner = if engine.options.engine == EngineKind::Vllm { "vllm" } else { "sglang" };
-    let data: Vec<Value> = engine
-        .options
-        .models
-        .iter()
-        .map(|m| {
+    let o = &engine.options;
+    let all = o.models.iter().map(|m| (m, None)).chain(o.loras.iter().map(|m| (m, Some(&o.models[0]))));
+    let data: Vec<Value> = all
+        .map(|(m, parent)| {
             json!({"id": m, "object": "model", "created": engine.started_unix as u64, "owned_by": owner, "root": m,
-                "parent": null, "max_model_len": engine.options.max_model_len})
+                "parent": parent, "max_model_len": o.max_model_len})
         })
         .collect();
     json!({"object": "list", "data": data})
@@ -70,8 +71,36 @@ fn server_info(engine: &Engine) -> Value {
         "tp_size": 1, "context_length": o.max_model_len, "disaggregation_mode": "null",
         "max_running_requests": o.profile.max_running, "chunked_prefill_size": o.profile.token_budget,
         "max_total_num_tokens": max_tokens(engine), "status": if core.traffic.in_flight > 0 { "busy" } else { "ready" },
-        "enable_metrics": true, "kv_events": null,
+        "enable_metrics": true, "kv_events": kv_events(engine),
         "internal_states": [{"last_gen_throughput": core.rate, "avg_spec_accept_length": null}]})
+}
+
+/// An address as the engines tell it.
+fn endpoint(addr: SocketAddr) -> String {
+    if addr.ip().is_unspecified() { format!("tcp://*:{}", addr.port()) } else { format!("tcp://{addr}") }
+}
+
+/// vLLM's form: publishers by data-parallel rank, of which there is one.
+fn kv_event_sources(engine: &Engine) -> Value {
+    let Some(told) = engine.events.as_ref().map(|e| &e.told) else { return json!({}) };
+    json!({"0": {
+        "enable_kv_cache_events": true, "publisher": "zmq", "endpoint": endpoint(told.events),
+        "replay_endpoint": told.replay.map(endpoint), "buffer_steps": told.kept, "hwm": 100_000,
+        "max_queue_size": 100_000, "topic": told.topic}})
+}
+
+/// SGLang's form: the first of the ranks' ports.
+fn kv_events(engine: &Engine) -> Value {
+    let Some(told) = engine.events.as_ref().map(|e| &e.told) else { return Value::Null };
+    let ip = told.events.ip();
+    let host = if ip.is_unspecified() { "*".to_owned() } else { ip.to_string() };
+    let mut v = json!({
+        "publisher": "zmq", "endpoint_host": host, "endpoint_port_base": told.events.port(), "topic": told.topic,
+        "block_size": engine.options.block_tokens, "dp_size": 1});
+    if let Some(replay) = told.replay {
+        v["replay_endpoint_port_base"] = replay.port().into();
+    }
+    v
 }
 
 /// Tokens that the cache holds.

@@ -4,7 +4,7 @@ use super::body::{AnswerBody, Break, Breaker, TokenStream, cached_of};
 use super::conn::ConnControl;
 use super::forms::{EventWriter, Form, Meta, SeqMeta, Usage};
 use super::route::{error, reply_json};
-use crate::engine::{Engine, Ticket, Visit};
+use crate::engine::{Engine, Prepared, Ticket, Visit};
 use crate::faults::Faults;
 use crate::model::{Refused, SeqSpec};
 use crate::prompt::{self, Api, Ask};
@@ -38,7 +38,7 @@ pub(crate) async fn answer(
     };
     let model = match &ask.model {
         None => engine.options.models[0].clone(),
-        Some(m) if engine.options.models.contains(m) => m.clone(),
+        Some(m) if engine.options.models.contains(m) || engine.options.loras.contains(m) => m.clone(),
         Some(m) => {
             let message = format!("The model `{m}` does not exist.");
             return refuse(visit, StatusCode::NOT_FOUND, Some("model"), &message);
@@ -89,7 +89,7 @@ impl Work {
         let mut work = Self { specs: Vec::new(), metas: Vec::new(), prompt_tokens: 0 };
         let longest = engine.options.max_model_len;
         for p in &ask.prompts {
-            let (path, tokens, seed) = engine.prepare(model, &ask.salt, p);
+            let Prepared { path, tokens, seed, origin } = engine.prepare(model, &ask.salt, p);
             let room = longest.saturating_sub(tokens);
             if tokens > longest || (api.generates() && ask.max_tokens.unwrap_or(1).max(1) > room) {
                 return Err(format!(
@@ -109,9 +109,15 @@ impl Work {
                 };
                 let index = work.metas.len() as u32;
                 let limited = ask.max_tokens.is_some();
-                let path = Arc::clone(&path);
+                let (path, origin) = (Arc::clone(&path), origin.clone());
                 work.metas.push(SeqMeta { index, seed, output, limited });
-                work.specs.push(SeqSpec { path, prompt_tokens: tokens, output_tokens: output, limited });
+                work.specs.push(SeqSpec {
+                    path,
+                    prompt_tokens: tokens,
+                    output_tokens: output,
+                    limited,
+                    origin,
+                });
             }
         }
         let mut core = engine.core();
