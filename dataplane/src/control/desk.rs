@@ -184,7 +184,7 @@ impl Desk {
 
     /// When [`Desk::step`] has something to do at the latest.
     pub fn due(&self, now_us: u64) -> u64 {
-        let busy = self.shared.in_flight.used() > 0;
+        let busy = self.shared.in_flight.used() > 0 || self.replica.is_loaded() || self.replica.has_work();
         let due = self.replica.next_deadline().max(if busy { now_us } else { now_us + IDLE_US });
         self.fixed_at_us.map_or(due, |at| due.min(at))
     }

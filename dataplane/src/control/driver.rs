@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::desk::{Desk, DeskOptions};
 use super::metrics::Published;
-use super::wake::BellWait;
+use super::wake::{BellWait, Timer};
 use super::{ControlOptions, admin, metrics};
 use crate::gateway::StartError;
 use crate::runtime::now_us;
@@ -27,6 +27,8 @@ use crate::shared::Shared;
 
 /// Frames taken in one go before placements get their turn.
 const FRAME_BATCH: usize = 64;
+/// Time after which no further frame is taken in one go: pieces of a snapshot are large.
+const FRAMES_US: u64 = 500;
 /// A link that lived this long starts the pauses between attempts over.
 const STABLE: Duration = Duration::from_secs(3);
 /// Interval at which the replica's status is shown to scrapes.
@@ -63,6 +65,7 @@ pub(super) struct Driver {
     shared: Arc<Shared>,
     status: Published,
     bell: BellWait,
+    timer: Timer,
     room: Arc<Notify>,
     backoff: Backoff,
     uplink: Uplink,
@@ -109,6 +112,7 @@ impl Driver {
             shared,
             status,
             bell,
+            timer: Timer::new()?,
             room: Arc::new(Notify::new()),
             backoff: Backoff::default(),
             uplink,
@@ -171,9 +175,9 @@ impl Driver {
 
     async fn sleep(&mut self, stop: &mut watch::Receiver<bool>) -> Woken {
         let now = now_us();
-        let due = Instant::now() + Duration::from_micros(self.desk.due(now).saturating_sub(now));
+        let rest = Duration::from_micros(self.desk.due(now).saturating_sub(now));
         self.shared.bell().arm();
-        let waiting = self.shared.has_placements();
+        let waiting = self.shared.has_placements() || rest.is_zero();
         if waiting {
             self.shared.bell().disarm();
             // Under load more placements are there whenever one looks. The link's own tasks and the admin port get
@@ -199,7 +203,7 @@ impl Driver {
             () = std::future::ready(()), if waiting => Woken::Rung,
             () = self.bell.rung() => Woken::Rung,
             () = self.room.notified() => Woken::Due,
-            () = sleep_until(due) => Woken::Due,
+            () = self.timer.run_out(rest) => Woken::Due,
         };
         self.shared.bell().disarm();
         woken
@@ -229,20 +233,20 @@ impl Driver {
     }
 
     fn received(&mut self, first: Result<(Lane, Frame), LinkError>) {
+        let began = now_us();
         let mut next = Some(first);
         for _ in 0..FRAME_BATCH {
-            match next.take() {
-                Some(Ok((_, frame))) => {
-                    if let Err(error) = self.desk.frame(&frame, now_us()) {
-                        self.lost(&error.to_string());
-                        return;
-                    }
-                }
-                Some(Err(error)) => {
-                    self.lost(&error.to_string());
-                    return;
-                }
-                None => break,
+            let now = now_us();
+            let outcome = match next.take() {
+                Some(Ok((_, frame))) => self.desk.frame(&frame, now).map_err(|error| error.to_string()),
+                Some(Err(error)) => Err(error.to_string()),
+                None => return,
+            };
+            if let Err(why) = outcome {
+                return self.lost(&why);
+            }
+            if now.saturating_sub(began) > FRAMES_US {
+                return;
             }
             let Uplink::Linked(_, receiver) = &mut self.uplink else { return };
             next = receiver.try_recv().map(Ok);

@@ -1,13 +1,14 @@
-//! The bell's descriptor on the control thread's reactor. One of the modules that may use `unsafe`.
+//! The bell's and the timer's descriptors on the control thread's reactor. One of the modules that may use `unsafe`.
 #![allow(unsafe_code)]
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::runtime::Bell;
+use crate::runtime::{Bell, sys};
 
 /// Waits for the bell.
 pub(super) struct BellWait(AsyncFd<OwnedFd>);
@@ -19,10 +20,7 @@ impl BellWait {
     /// Descriptors are exhausted.
     pub fn new(bell: &Bell) -> io::Result<Self> {
         let fd = bell.as_fd().try_clone_to_owned()?;
-        // SAFETY: the registration owns the descriptor, which therefore stays open and the same for as long as the
-        // registration lives; an `OwnedFd` always names the same descriptor.
-        let registered = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
-        Ok(Self(registered.map_err(|error| error.into_parts().1)?))
+        register(fd).map(Self)
     }
 
     /// Returns when the bell was rung. May be dropped at any time; the bell is emptied by `Bell::disarm`.
@@ -33,4 +31,43 @@ impl BellWait {
             Err(_) => std::future::pending().await,
         }
     }
+}
+
+/// A timer that is exact to some ten microseconds; tokio's own counts in milliseconds, which is as long as a
+/// reservation may take to reach the other gateways.
+pub(super) struct Timer(AsyncFd<OwnedFd>);
+
+impl Timer {
+    /// Registers a timer with the current runtime.
+    ///
+    /// # Errors
+    /// Descriptors are exhausted.
+    pub fn new() -> io::Result<Self> {
+        register(sys::timerfd()?).map(Self)
+    }
+
+    /// Sets the timer and returns when it has run out. May be dropped at any time.
+    pub async fn run_out(&self, after: Duration) {
+        if after.is_zero() {
+            return;
+        }
+        if sys::timerfd_set(self.0.get_ref(), after).is_err() {
+            // Cannot happen with a time within range; the other timer is only less exact.
+            return tokio::time::sleep(after).await;
+        }
+        loop {
+            let Ok(mut guard) = self.0.readable().await else { return std::future::pending().await };
+            // What became readable may be the expiry of an earlier setting, which is forgotten by now.
+            if guard.try_io(|timer| sys::timerfd_expired(timer.get_ref())).is_ok() {
+                return;
+            }
+        }
+    }
+}
+
+fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the registration owns the descriptor, which therefore stays open and the same for as long as the
+    // registration lives; an `OwnedFd` always names the same descriptor.
+    let registered = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
+    registered.map_err(|error| error.into_parts().1)
 }

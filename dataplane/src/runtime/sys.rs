@@ -150,6 +150,38 @@ pub fn eventfd_drain(fd: impl AsFd) {
     unsafe { libc::read(fd.as_fd().as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
 }
 
+/// A timer whose descriptor becomes readable when it has run out.
+pub fn timerfd() -> io::Result<OwnedFd> {
+    // SAFETY: plain system call.
+    let fd = unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Sets a timer, whatever it was set to before; an earlier expiry that nobody has read is forgotten.
+pub fn timerfd_set(timer: impl AsFd, after: std::time::Duration) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    // A zero would switch it off.
+    let nanos = after.as_nanos().clamp(1, i64::MAX as u128) as i64;
+    let value = libc::timespec { tv_sec: nanos / 1_000_000_000, tv_nsec: nanos % 1_000_000_000 };
+    let spec = libc::itimerspec { it_interval: libc::timespec { tv_sec: 0, tv_nsec: 0 }, it_value: value };
+    // SAFETY: a valid itimerspec; the old one is not asked for.
+    let result = unsafe { libc::timerfd_settime(timer.as_fd().as_raw_fd(), 0, &spec, std::ptr::null_mut()) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Takes a timer's expiry; `WouldBlock` when it has not run out.
+pub fn timerfd_expired(timer: impl AsFd) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let mut count = [0u8; 8];
+    // SAFETY: the buffer is eight valid bytes; the descriptor is non-blocking.
+    let read = unsafe { libc::read(timer.as_fd().as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+    if read < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// The processors this process may run on, in ascending order.
 pub fn allowed_cores() -> Vec<usize> {
     // SAFETY: an all-zero cpu_set_t is a valid empty set; the call fills it within its size.

@@ -93,8 +93,11 @@ impl Bell {
 
     /// Says that the caller is awake and empties the descriptor.
     pub fn disarm(&self) {
-        self.asleep.store(false, Ordering::SeqCst);
-        sys::eventfd_drain(&self.fd);
+        // Nobody has rung: there is nothing in the descriptor. A ring whose write is still under way costs one wake
+        // more.
+        if !self.asleep.swap(false, Ordering::SeqCst) {
+            sys::eventfd_drain(&self.fd);
+        }
     }
 }
 

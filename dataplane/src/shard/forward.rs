@@ -199,7 +199,9 @@ impl<R: Runtime> Attempts<'_, R> {
 
     /// Tells the control thread that the target gets, or did not get, this prompt.
     fn place(&self, target: &TargetEntry, keep: Option<u32>) {
-        if !self.prompt.path.is_empty() {
+        // A prompt of less than a block holds nothing, but the other gateways hear of it sooner when the control thread
+        // is told.
+        if !self.prompt.path.is_empty() || keep.is_none() {
             self.shard.shared.place(PlacementNote {
                 target: target.id,
                 path: self.prompt.path.clone(),

@@ -65,7 +65,7 @@ async fn read_stream(inbox: &Inbox, stream: &mut RecvStream) -> Result<(), LinkE
     let Some(lane) = Lane::of_stream(tag[0]) else {
         return Err(LinkError::Protocol(format!("a stream for unknown lane {}", tag[0]).into()));
     };
-    while let Some((frame, room)) = read_frame(stream, &inbox.room).await? {
+    while let Some((frame, room)) = read_frame(stream, inbox.room_of(lane)).await? {
         if !inbox.put(lane, frame, room).await {
             return Ok(());
         }
@@ -93,6 +93,7 @@ impl Inbox {
     /// Whether anybody still listens.
     async fn put(&self, lane: Lane, frame: Frame, room: Option<OwnedSemaphorePermit>) -> bool {
         self.shared.received(frame.wire_len());
-        self.frames.send(Received { lane, frame, _room: room }).await.is_ok()
+        let queue = if lane == Lane::Snapshot { &self.bulk } else { &self.frames };
+        queue.send(Received { lane, frame, _room: room }).await.is_ok()
     }
 }

@@ -314,28 +314,43 @@ pub(crate) struct Received {
 pub(crate) struct Inbox {
     pub(crate) shared: Arc<Shared>,
     pub(crate) frames: mpsc::Sender<Received>,
+    /// The snapshot lane's: they are many and large, and nothing else may wait behind them.
+    pub(crate) bulk: mpsc::Sender<Received>,
     pub(crate) room: Budget,
+    pub(crate) bulk_room: Budget,
+}
+
+impl Inbox {
+    /// The bound in bytes of what a lane has received.
+    pub(crate) fn room_of(&self, lane: Lane) -> &Budget {
+        if lane == Lane::Snapshot { &self.bulk_room } else { &self.room }
+    }
 }
 
 /// Takes what arrived, lane by lane in order. Dropping it ends the link.
 pub struct LinkReceiver {
     shared: Arc<Shared>,
     frames: mpsc::Receiver<Received>,
+    bulk: mpsc::Receiver<Received>,
 }
 
 impl LinkReceiver {
     /// The next frame of any lane. May be dropped and called again without loss. After an error the link has ended
-    /// and every further call gives the same error.
+    /// and every further call gives the same error. Frames of the snapshot lane wait for those of all others.
     pub async fn recv(&mut self) -> Result<(Lane, Frame), LinkError> {
-        match self.frames.recv().await {
-            Some(received) => Ok((received.lane, received.frame)),
-            None => Err(self.shared.cause()),
-        }
+        let received = tokio::select! {
+            biased;
+            Some(received) = self.frames.recv() => Some(received),
+            Some(received) = self.bulk.recv() => Some(received),
+            else => None,
+        };
+        received.map(|received| (received.lane, received.frame)).ok_or_else(|| self.shared.cause())
     }
 
     /// A frame that is there already.
     pub fn try_recv(&mut self) -> Option<(Lane, Frame)> {
-        self.frames.try_recv().ok().map(|received| (received.lane, received.frame))
+        let received = self.frames.try_recv().or_else(|_| self.bulk.try_recv());
+        received.ok().map(|received| (received.lane, received.frame))
     }
 }
 
@@ -393,8 +408,14 @@ impl Link {
         tokio::spawn(outbound::lane(shared.clone(), Lane::Snapshot, snapshot_queued));
 
         let (received, frames) = mpsc::channel(options.receive_frames.max(1));
-        let inbox =
-            Inbox { shared: shared.clone(), frames: received, room: Budget::new(options.receive_bytes) };
+        let (bulk_received, bulk) = mpsc::channel(options.receive_frames.max(1));
+        let inbox = Inbox {
+            shared: shared.clone(),
+            frames: received,
+            bulk: bulk_received,
+            room: Budget::new(options.receive_bytes),
+            bulk_room: Budget::new(options.receive_bytes),
+        };
         tokio::spawn(inbound::control(inbox.clone(), control.1));
         tokio::spawn(inbound::streams(inbox.clone()));
         tokio::spawn(inbound::datagrams(inbox));
@@ -402,7 +423,7 @@ impl Link {
         let lanes = Arc::new([control_queue, load_queue, delta_queue, snapshot_queue]);
         Self {
             sender: LinkSender { shared: shared.clone(), lanes },
-            receiver: LinkReceiver { shared, frames },
+            receiver: LinkReceiver { shared, frames, bulk },
         }
     }
 

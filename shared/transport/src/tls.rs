@@ -35,9 +35,9 @@ pub struct LinkOptions {
     pub send_frames: usize,
     /// Bytes waiting to be sent on one lane. One larger frame passes when the queue is empty.
     pub send_bytes: usize,
-    /// Frames received and not yet taken, over all lanes.
+    /// Frames received and not yet taken, over all lanes but that of snapshots, and as many of that one.
     pub receive_frames: usize,
-    /// Bytes received and not yet taken, over all lanes. One larger frame passes when nothing else waits.
+    /// Bytes received and not yet taken, over all lanes but that of snapshots, and as many of that one. One larger frame passes when nothing else waits.
     pub receive_bytes: usize,
     /// Kernel buffer of the UDP socket, bytes; the default of Linux loses packets in bursts. Taken as far as the
     /// system allows.

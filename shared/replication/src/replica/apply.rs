@@ -7,6 +7,9 @@ use fairlead_wire::{Slot, TargetId};
 
 use super::{Early, Loading, Replica, ReplicaSink, ReservationSource};
 
+/// Kept operations applied in one go, bytes.
+const DRAIN_BYTES: usize = 512 << 10;
+
 /// The trees can no longer be brought up to date by operations.
 #[derive(Debug)]
 pub(super) enum Lost {
@@ -44,7 +47,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
     /// A frame of operations.
     pub(super) fn delta(&mut self, base: u64, new: u64, ops: Vec<Op>, bytes: usize) {
         let held = self.held.map_or(0, |(_, sequence)| sequence);
-        if !self.synced() || self.loading.is_some() {
+        if !self.synced() || self.loading.is_some() || self.is_draining() {
             return self.keep_early(base, new, ops, bytes);
         }
         if base > held {
@@ -56,6 +59,12 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
             self.drain_early();
         }
         // Otherwise it has been applied already: it was sent again by a resume.
+    }
+
+    /// Whether operations that were kept can be applied now.
+    pub(super) fn is_draining(&self) -> bool {
+        let held = self.held.map_or(0, |(_, sequence)| sequence);
+        self.early.front().is_some_and(|early| early.base <= held) && self.synced() && self.loading.is_none()
     }
 
     fn keep_early(&mut self, base: u64, new: u64, ops: Vec<Op>, bytes: usize) {
@@ -93,9 +102,10 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
         self.early_bytes = 0;
     }
 
-    /// Applies what was kept and follows on what is held now.
-    fn drain_early(&mut self) {
-        while self.synced() && self.loading.is_none() {
+    /// Applies what was kept and follows on what is held now, a bounded part of it.
+    pub(super) fn drain_early(&mut self) {
+        let mut left = DRAIN_BYTES;
+        while left > 0 && self.synced() && self.loading.is_none() {
             let held = self.held.map_or(0, |(_, sequence)| sequence);
             match self.early.front() {
                 Some(early) if early.base > held => {
@@ -107,6 +117,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
             }
             let Some(early) = self.early.pop_front() else { return };
             self.early_bytes -= early.bytes;
+            left = left.saturating_sub(early.bytes);
             if early.base == held {
                 self.apply_frame(early.new, early.ops);
             }
@@ -171,7 +182,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
     }
 
     /// A piece of a snapshot taken at `sequence` of the linked epoch.
-    pub(super) fn snapshot(&mut self, sequence: u64, chunk: SnapshotChunk) {
+    pub(super) fn snapshot(&mut self, sequence: u64, chunk: SnapshotChunk, bytes: usize) {
         let held = if self.synced() { self.held.map_or(0, |(_, held)| held) } else { 0 };
         let expected = self
             .loading
@@ -185,8 +196,15 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
             }
             self.begin_loading(sequence);
         }
+        if let Some(loading) = &mut self.loading {
+            loading.next_part += 1;
+        }
+        self.take_part(sequence, chunk, bytes);
+    }
+
+    pub(super) fn load_part(&mut self, sequence: u64, chunk: &SnapshotChunk) {
         self.progress_us = self.now_us;
-        if let Err(lost) = self.load_chunk(&chunk) {
+        if let Err(lost) = self.load_chunk(chunk) {
             self.lose(&lost);
             if matches!(lost, Lost::Diverged) {
                 return;
@@ -218,13 +236,12 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
             self.whole = false;
             self.live
         };
-        self.reset_tree(into);
+        self.discard(into);
         self.loading = Some(Loading { sequence, next_part: 0, into, listed: Default::default() });
     }
 
     fn load_chunk(&mut self, chunk: &SnapshotChunk) -> Result<(), Lost> {
         let Some(loading) = &mut self.loading else { return Ok(()) };
-        loading.next_part += 1;
         loading.listed.extend(chunk.targets.iter().map(|info| info.target));
         let into = loading.into;
         let mut outcome = Ok(());
@@ -260,7 +277,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
         if loading.into != self.live {
             let old = self.live;
             self.live = loading.into;
-            self.reset_tree(old);
+            self.discard(old);
         }
         self.held = Some((epoch, sequence));
         self.whole = true;
@@ -284,10 +301,11 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
 
     /// Gives a half-loaded snapshot up.
     pub(super) fn abort_loading(&mut self) {
+        self.clear_parts();
         if let Some(loading) = self.loading.take()
             && loading.into != self.live
         {
-            self.reset_tree(loading.into);
+            self.discard(loading.into);
         }
     }
 
@@ -311,8 +329,8 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
                     tracing::warn!("the prefix index does not fit: routing goes on by load");
                 }
                 self.base = false;
-                self.reset_tree(0);
-                self.reset_tree(1);
+                self.discard(0);
+                self.discard(1);
             }
         }
     }
@@ -329,7 +347,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
         self.recollect.clear();
         self.recollections.clear();
         if std::mem::take(&mut self.base) {
-            self.reset_tree(1 - self.live);
+            self.discard(1 - self.live);
         }
         let void: Vec<Slot> =
             self.table.iter().filter(|local| local.remote.is_none()).map(|local| local.id.slot).collect();
@@ -349,7 +367,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
         }
     }
 
-    fn reset_tree(&mut self, which: usize) {
+    pub(super) fn reset_tree(&mut self, which: usize) {
         let tree = &mut self.trees[which];
         tree.reset();
         for local in self.table.iter() {

@@ -1,7 +1,7 @@
 //! Load: engines' reports and the other gateways' reservations in, this gateway's reservations out.
 
 use ahash::{AHashMap, AHashSet};
-use fairlead_wire::limits::{MAX_COUNT, MAX_TARGETS};
+use fairlead_wire::limits::MAX_TARGETS;
 use fairlead_wire::msg::{InFlight, LoadUpdate, PeerLoad, RankLoad};
 use fairlead_wire::{Slot, TargetId};
 
@@ -183,17 +183,9 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
     pub(super) fn sample(&mut self) {
         let now_us = self.now_us;
         self.next_sample_us = now_us + SAMPLE_US * (1 + self.table.len() as u64 / 1_024);
+        self.loaded = false;
         for local in self.table.iter_mut() {
-            let own = self.sink.in_flight(local.id);
-            // Beyond what a message may say lies no real load.
-            local.own = InFlight {
-                target: 0,
-                requests: own.requests.min(1 << 24),
-                prefilling: own.prefilling.min(1 << 24),
-                prefill_tokens: own.prefill_tokens.min(MAX_COUNT),
-                context_tokens: own.context_tokens.min(MAX_COUNT),
-            };
-            local.history.note(now_us, local.own.requests.saturating_add(local.peers.requests));
+            self.loaded |= local.sample(self.sink.in_flight(local.id), now_us);
             self.load_dirty |= local.own != local.told && local.remote.is_some();
         }
         if let Some(link) = &mut self.link
@@ -202,6 +194,14 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
             link.next_full_us = now_us + link.heartbeat_us;
             link.full_load = true;
         }
+    }
+
+    /// Reads this gateway's reservations at one target.
+    pub(super) fn sample_one(&mut self, slot: Slot) {
+        let now_us = self.now_us;
+        let Some(local) = self.table.get_mut(slot) else { return };
+        self.loaded |= local.sample(self.sink.in_flight(local.id), now_us);
+        self.load_dirty |= local.own != local.told && local.remote.is_some();
     }
 
     /// Reservations to tell the scheduler; `None` when nothing changed.

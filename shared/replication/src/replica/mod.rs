@@ -42,6 +42,7 @@ mod send;
 mod sink;
 mod table;
 mod types;
+mod work;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -59,6 +60,7 @@ pub use send::Outgoing;
 pub use sink::{EngineView, ReplicaSink, ReservationSource, Trust};
 use table::Table;
 pub use types::{Readers, ReplicaConfig, ReplicaError, ReplicaStats, ReplicaStatus};
+use work::Part;
 
 /// A tick later than this after the one before means that this process was starved.
 const STALL_US: u64 = 500_000;
@@ -124,6 +126,11 @@ pub struct Replica<S> {
     settled: bool,
     index_off: bool,
     loading: Option<Loading>,
+    /// Pieces of the snapshot that is being loaded, while its tree is not empty yet.
+    parts: VecDeque<Part>,
+    parts_bytes: usize,
+    /// Trees that are being emptied.
+    emptying: [bool; 2],
     early: VecDeque<Early>,
     early_bytes: usize,
     table: Table,
@@ -145,6 +152,8 @@ pub struct Replica<S> {
     link: Option<Link>,
     load_version: u64,
     load_dirty: bool,
+    /// Something of this gateway's own was in flight at the last sample.
+    loaded: bool,
     next_sample_us: u64,
     next_chores_us: u64,
     last_heard_us: u64,
@@ -178,6 +187,9 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
             settled: false,
             index_off: false,
             loading: None,
+            parts: VecDeque::new(),
+            parts_bytes: 0,
+            emptying: [false; 2],
             early: VecDeque::new(),
             early_bytes: 0,
             table: Table::new(config.max_targets),
@@ -196,6 +208,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
             link: None,
             load_version: 0,
             load_dirty: false,
+            loaded: false,
             next_sample_us: now_us,
             next_chores_us: now_us,
             last_heard_us: now_us,
@@ -274,7 +287,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
             Message::Delta(delta) if ours => {
                 self.delta(stamp.base_seq, stamp.new_seq, delta.ops, frame.wire_len());
             }
-            Message::Snapshot(chunk) if ours => self.snapshot(stamp.new_seq, chunk),
+            Message::Snapshot(chunk) if ours => self.snapshot(stamp.new_seq, chunk, frame.wire_len()),
             Message::LoadUpdate(update) if ours => self.load_update(update, stamp.created_us),
             // Of the epoch before: the link was made anew meanwhile.
             Message::Delta(_) | Message::Snapshot(_) | Message::LoadUpdate(_) => {
@@ -288,14 +301,16 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
         Ok(())
     }
 
-    /// A prompt was sent to a target: it will hold these blocks.
+    /// A prompt was sent to a target: it will hold these blocks (none, if it is shorter than one).
     pub fn place(&mut self, target: TargetId, space: HashSpace, path: &[u64], now_us: u64) {
         self.now_us = self.now_us.max(now_us);
         let Some(local) = self.table.get(target.slot).filter(|local| local.id == target) else { return };
+        let remote = local.remote;
+        // The request was reserved for before this was said; the others are told at once, not with the next sample.
+        self.sample_one(target.slot);
         if path.is_empty() {
             return;
         }
-        let remote = local.remote;
         self.readers[self.live].lookup(path, &mut self.hits);
         if (self.hits.get(target.slot) as usize) < path.len() {
             self.overlay.add(target, space, path, self.now_us);
@@ -353,6 +368,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
             self.last_heard_us = now_us;
             self.progress_us = now_us;
         }
+        self.work();
         if now_us >= self.next_sample_us {
             self.sample();
         }
@@ -365,7 +381,17 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
 
     /// When [`Replica::tick`] has something to do next.
     pub fn next_deadline(&self) -> u64 {
-        self.next_sample_us.min(self.next_chores_us)
+        if self.has_work() {
+            return self.now_us;
+        }
+        let load = self.link.as_ref().filter(|_| self.load_dirty).map_or(u64::MAX, |link| link.next_load_us);
+        self.next_sample_us.min(self.next_chores_us).min(load)
+    }
+
+    /// Whether anything was in flight at the last sample, or the scheduler has yet to be told of a change. Otherwise a
+    /// driver need not sample as often as [`Replica::next_deadline`] says.
+    pub fn is_loaded(&self) -> bool {
+        self.loaded || self.load_dirty
     }
 
     /// Whether the scheduler has been silent for three heartbeats: the driver should connect anew.

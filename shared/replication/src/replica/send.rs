@@ -65,7 +65,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
             self.stats.resumes += 1;
             return self.frame(&resume);
         }
-        if now_us >= link.next_load_us {
+        if now_us >= link.next_load_us && (link.full_load || self.load_dirty) {
             let full = std::mem::take(&mut link.full_load);
             link.next_load_us = now_us + self.config.load_us;
             if let Some(targets) = self.own_load(full) {

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use ahash::AHashMap;
+use fairlead_wire::limits::MAX_COUNT;
 use fairlead_wire::msg::{CacheSource, InFlight, InstanceInfo};
 use fairlead_wire::{Slot, TargetId};
 
@@ -32,6 +33,22 @@ pub(crate) struct Local {
     pub(crate) peers: InFlight,
     /// Requests in flight, all gateways, over the last while.
     pub(crate) history: History,
+}
+
+impl Local {
+    /// Notes what this gateway has in flight here. Whether it is anything.
+    pub(crate) fn sample(&mut self, own: InFlight, now_us: u64) -> bool {
+        // Beyond what a message may say lies no real load.
+        self.own = InFlight {
+            target: 0,
+            requests: own.requests.min(1 << 24),
+            prefilling: own.prefilling.min(1 << 24),
+            prefill_tokens: own.prefill_tokens.min(MAX_COUNT),
+            context_tokens: own.context_tokens.min(MAX_COUNT),
+        };
+        self.history.note(now_us, self.own.requests.saturating_add(self.peers.requests));
+        self.own != InFlight::default()
+    }
 }
 
 #[derive(Debug)]

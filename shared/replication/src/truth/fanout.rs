@@ -138,7 +138,7 @@ impl Truth {
         let Some(mut building) = self.building.take() else { return };
         let mut runs = self.index.runs_from(building.cursor);
         let mut full = Ok(None);
-        while let Some(run) = runs.next() {
+        for run in runs.by_ref() {
             full = building.chunks.run(run);
             if !matches!(full, Ok(None)) {
                 break;

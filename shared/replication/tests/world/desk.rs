@@ -65,7 +65,10 @@ impl Desk {
             match output {
                 Output::Close { session, refuse } => self.closed.push((session, refuse)),
                 Output::Send { session, bytes, .. } => {
-                    self.sent.push((session, Frame::from_bytes(&bytes).unwrap().message().unwrap()));
+                    self.sent.push((
+                        session,
+                        Frame::from_bytes(&bytes).and_then(|frame| frame.message()).expect("valid"),
+                    ));
                 }
             }
         }
