@@ -79,7 +79,7 @@ class Engine:
         started = time.monotonic()
         with self.log.open("a") as log:
             self.proc = subprocess.Popen(args, stdout=log, stderr=log, env=env, start_new_session=True)
-        while time.monotonic() - started < 240:
+        while time.monotonic() - started < 300:
             if self.proc.poll() is not None:
                 break
             try:
