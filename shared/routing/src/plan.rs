@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use fairlead_prefix::Hits;
 
-use crate::fleet::{Fleet, Mode, ModelEntry, Reservation, TargetEntry};
+use crate::fleet::{Fleet, Mode, ModelEntry, Reservation, Row, TargetEntry};
 use crate::policy::{Candidate, Choice, Decision, PolicyName, Reason};
 use crate::rng::Rng;
 
@@ -100,6 +100,7 @@ pub fn plan(request: &PlanRequest<'_>, fleet: &Fleet, scratch: &mut Scratch) -> 
 
     let mut decision = Decision {
         candidates: &scratch.candidates,
+        targets: &model.targets,
         prompt_blocks: request.path.len() as u32,
         fleet,
         rng: &mut scratch.rng,
@@ -122,10 +123,9 @@ pub fn plan(request: &PlanRequest<'_>, fleet: &Fleet, scratch: &mut Scratch) -> 
     // The last block is never wholly cached for an engine: it recomputes at least one token.
     let prompt = u64::from(request.prompt_tokens);
     let uncached = ((prompt as f64 * (1.0 - cached_share)) as u64).max(u64::from(prompt > 0));
-    let reservation = Reservation::new(picked.target.clone(), prompt, uncached);
+    let target = &model.targets[picked.number as usize];
+    let reservation = Reservation::new(target.clone(), prompt, uncached);
     let candidates = scratch.candidates.len();
-    // Entries are reference-counted: do not keep targets alive until the next decision.
-    scratch.candidates.clear();
     let reason = if mode == Mode::Blind { Reason::Blind } else { choice.reason };
     Ok(Plan { reservation, cached_blocks, policy: decided_by, reason, candidates })
 }
@@ -142,23 +142,25 @@ fn collect(
 ) -> Result<(), NoPlan> {
     let tried = |target: &TargetEntry| request.tried.iter().any(|t| t.id == target.id);
     let host_tried = |target: &TargetEntry| request.tried.iter().any(|t| t.info.host == target.info.host);
-    let closed = |target: &TargetEntry| target.cells.circuit_closed(request.now_us);
+    let Scratch { candidates, hits, .. } = scratch;
 
     for pass in 0..3 {
-        scratch.candidates.clear();
-        for target in model.targets.iter().filter(|target| target.ready && !tried(target)) {
-            let eligible = match pass {
-                0 => closed(target) && !host_tried(target),
-                1 => closed(target),
-                _ => true,
-            };
-            if eligible {
-                let slot = target.id.slot;
-                let cached = scratch.hits.iter().map(|hits| hits.get(slot)).max().unwrap_or(0);
-                scratch.candidates.push(candidate(target, cached, mode, request.prompt_tokens));
+        candidates.clear();
+        for (number, row) in model.rows().iter().enumerate().filter(|(_, row)| row.ready) {
+            if pass < 2 && !row.cells.circuit_closed(request.now_us) {
+                continue;
             }
+            // The first attempt looks at no description.
+            if !request.tried.is_empty() {
+                let target = &model.targets[number];
+                if tried(target) || (pass == 0 && host_tried(target)) {
+                    continue;
+                }
+            }
+            let cached = hits.iter().filter(|hits| !hits.is_empty()).map(|hits| hits.get(row.slot)).max();
+            candidates.push(candidate(row, number, cached.unwrap_or(0), mode, request.prompt_tokens));
         }
-        if !scratch.candidates.is_empty() {
+        if !candidates.is_empty() {
             return Ok(());
         }
     }
@@ -169,8 +171,9 @@ fn collect(
     }
 }
 
-fn candidate(target: &Arc<TargetEntry>, cached_blocks: u32, mode: Mode, prompt_tokens: u32) -> Candidate {
-    let cells = &target.cells;
+#[inline]
+fn candidate(row: &Row, number: usize, cached_blocks: u32, mode: Mode, prompt_tokens: u32) -> Candidate {
+    let cells = &*row.cells;
     let own = cells.counters.in_flight();
     let mut requests = own.requests;
     let mut prefilling = own.prefilling;
@@ -181,10 +184,10 @@ fn candidate(target: &Arc<TargetEntry>, cached_blocks: u32, mode: Mode, prompt_t
         prefilling = prefilling.saturating_add(peers.prefilling);
         tokens = tokens.saturating_add(peers.prefill_tokens).saturating_add(peers.context_tokens);
         // Foreign requests are known by number only; each is taken to be as long as this one.
-        if let Some(foreign) = cells.load.read().foreign_requests {
+        if let Some(foreign) = cells.load.foreign_requests() {
             requests = requests.saturating_add(u64::from(foreign));
             tokens = tokens.saturating_add(u64::from(foreign) * u64::from(prompt_tokens));
         }
     }
-    Candidate { target: target.clone(), cached_blocks, requests, prefilling, tokens }
+    Candidate { number: number as u32, cached_blocks, requests, prefilling, tokens }
 }

@@ -2,8 +2,6 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
-use crossbeam_utils::CachePadded;
-
 use super::reservation::Counters;
 
 /// How far the replicated state may be trusted (DESIGN section 8).
@@ -60,9 +58,12 @@ const FOREIGN: u64 = 64;
 /// A seqlock record of [`EngineFigures`]: one writer (the control thread), readers that retry while a write is under
 /// way. Every word is an atomic, so a torn read is seen as such and never undefined.
 #[derive(Debug, Default)]
+#[repr(C)]
 pub struct LoadCell {
-    sequence: AtomicU64,
+    /// What is known, and the foreign requests: first, so that it shares a cache line with what stands before the
+    /// record in [`TargetCells`].
     words: [AtomicU64; 6],
+    sequence: AtomicU64,
 }
 
 impl LoadCell {
@@ -94,6 +95,13 @@ impl LoadCell {
             }
         }
         EngineFigures::default()
+    }
+
+    /// `foreign_requests` alone: one load, for decisions that look at every target.
+    #[inline]
+    pub fn foreign_requests(&self) -> Option<u32> {
+        let word = self.words[0].load(Ordering::Relaxed);
+        (word & FOREIGN != 0).then_some((word >> 32) as u32)
     }
 }
 
@@ -161,20 +169,27 @@ struct PeerCell {
 
 /// Everything that changes about a target while its description stays. Shared by all table versions that hold the
 /// target and by the guards of its requests, so a late release can only ever reach the target it was made for.
+///
+/// Laid out for decisions that look at every target: two cache lines hold all that they read. The first is what the
+/// shards write at every request, the second what the control thread writes now and then.
 #[derive(Debug, Default)]
+#[repr(C, align(64))]
 pub struct TargetCells {
     /// This process's reservations.
-    pub counters: CachePadded<Counters>,
-    /// The engine's report.
-    pub load: LoadCell,
+    pub counters: Counters,
     peers: PeerCell,
     /// Excluded by this gateway's own experience until this time, microseconds; 0 is never.
     open_until_us: AtomicU64,
     /// Consecutive failed connects, for the length of the exclusion.
     failures: AtomicU32,
+    /// The engine's report.
+    pub load: LoadCell,
     /// Round-robin ticket of the last pick.
     pub(crate) ticket: AtomicU64,
 }
+
+const _: () = assert!(std::mem::offset_of!(TargetCells, peers) == 64);
+const _: () = assert!(std::mem::offset_of!(TargetCells, load) + size_of::<u64>() <= 128);
 
 impl TargetCells {
     /// Fresh cells: nothing in flight, nothing known.
@@ -270,8 +285,10 @@ mod tests {
             foreign_requests: Some(3),
             taken_us: 99,
         };
+        assert_eq!(cell.foreign_requests(), None);
         cell.store(&some);
         assert_eq!(cell.read(), some);
+        assert_eq!(cell.foreign_requests(), Some(3));
     }
 
     #[test]

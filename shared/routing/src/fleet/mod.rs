@@ -8,6 +8,7 @@ pub(crate) mod tests_support;
 
 pub use cells::{EngineFigures, InFlightSums, LoadCell, Mode, ModelCells, TargetCells};
 pub use reservation::{Counters, Reservation};
+pub(crate) use table::Row;
 pub use table::{ModelEntry, TargetEntry, TargetTable};
 
 use std::sync::Arc;

@@ -9,6 +9,7 @@ use super::table::TargetEntry;
 /// Cumulative counters of one target in this process. In flight is reserved less released; both only grow, so a
 /// sampler can difference them over any span.
 #[derive(Debug, Default)]
+#[repr(C)]
 pub struct Counters {
     requests_reserved: AtomicU64,
     requests_released: AtomicU64,

@@ -19,10 +19,10 @@ use crate::fleet::{Fleet, TargetEntry};
 use crate::rng::Rng;
 
 /// An eligible target with the figures of this decision.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Candidate {
-    /// The target.
-    pub target: Arc<TargetEntry>,
+    /// Which of the model's targets it is: see [`Decision::target`].
+    pub number: u32,
     /// Leading blocks of the prompt that it holds.
     pub cached_blocks: u32,
     /// Requests in flight there: this gateway's and the others', and foreign ones where known.
@@ -37,12 +37,21 @@ pub struct Candidate {
 pub struct Decision<'a> {
     /// Eligible targets, at least one.
     pub candidates: &'a [Candidate],
+    /// The model's targets, eligible or not.
+    pub targets: &'a [Arc<TargetEntry>],
     /// Full blocks in the prompt.
     pub prompt_blocks: u32,
     /// The fleet.
     pub fleet: &'a Fleet,
     /// For ties.
     pub rng: &'a mut Rng,
+}
+
+impl Decision<'_> {
+    /// The target that a candidate stands for.
+    pub fn target(&self, candidate: &Candidate) -> &TargetEntry {
+        &self.targets[candidate.number as usize]
+    }
 }
 
 /// A policy's answer.

@@ -13,9 +13,11 @@ pub(super) struct RoundRobin;
 
 impl Policy for RoundRobin {
     fn pick(&self, decision: &mut Decision<'_>) -> Option<Choice> {
-        let ticket = |c: &super::Candidate| c.target.cells.ticket.load(Ordering::Relaxed);
+        let targets = decision.targets;
+        let cell = |c: &super::Candidate| &targets[c.number as usize].cells.ticket;
+        let ticket = |c: &super::Candidate| cell(c).load(Ordering::Relaxed);
         let index = least(decision.candidates, decision.rng, |_| true, ticket)?;
-        let cell = &decision.candidates[index].target.cells.ticket;
+        let cell = cell(&decision.candidates[index]);
         cell.store(decision.fleet.next_ticket(), Ordering::Relaxed);
         Some(Choice { index, reason: Reason::Turn })
     }

@@ -11,8 +11,8 @@ use crate::fleet::{Mode, Reservation};
 use crate::plan::{NoPlan, PlanRequest, Scratch, plan};
 
 fn candidates(rows: &[(u32, u64, u64)]) -> Vec<Candidate> {
-    let row = |(slot, &(cached_blocks, prefilling, tokens)): (usize, &(u32, u64, u64))| Candidate {
-        target: entry(slot as u16, &format!("t{slot}"), "m"),
+    let row = |(number, &(cached_blocks, prefilling, tokens)): (usize, &(u32, u64, u64))| Candidate {
+        number: number as u32,
         cached_blocks,
         requests: prefilling,
         prefilling,
@@ -24,8 +24,8 @@ fn candidates(rows: &[(u32, u64, u64)]) -> Vec<Candidate> {
 fn pick(policy: PolicyName, prompt_blocks: u32, rows: &[(u32, u64, u64)]) -> (usize, Reason) {
     let fleet = empty_fleet();
     let candidates = candidates(rows);
-    let mut decision =
-        Decision { candidates: &candidates, prompt_blocks, fleet: &fleet, rng: &mut Rng::new(1) };
+    let rng = &mut Rng::new(1);
+    let mut decision = Decision { candidates: &candidates, targets: &[], prompt_blocks, fleet: &fleet, rng };
     let choice = policy.policy().pick(&mut decision).unwrap();
     (choice.index, choice.reason)
 }
@@ -78,7 +78,9 @@ fn ties_spread_evenly() {
         let mut rng = Rng::new(3);
         let mut seen = [0; 4];
         for _ in 0..4000 {
-            let mut d = Decision { candidates: &candidates, prompt_blocks: 4, fleet: &fleet, rng: &mut rng };
+            let rng = &mut rng;
+            let mut d =
+                Decision { candidates: &candidates, targets: &[], prompt_blocks: 4, fleet: &fleet, rng };
             seen[policy.policy().pick(&mut d).unwrap().index] += 1;
         }
         assert!(seen.iter().all(|&n| (850..1150).contains(&n)), "{policy}: {seen:?}");
