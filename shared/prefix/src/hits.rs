@@ -54,6 +54,7 @@ impl Hits {
     }
 
     /// Whether nobody holds anything.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.touched.is_empty()
     }

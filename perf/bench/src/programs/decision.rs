@@ -94,7 +94,7 @@ fn measure_shape(shape: &Shape, size: &index::Plan, sheet: &mut Sheet) -> anyhow
             sheet.ours(&named, P99, found.p99);
             sheet.ours(&named, ALLOCATIONS, found.allocations);
             let mut naive = Naive::new(&map, policy, seed, targets);
-            let (p50, p99) = naive.measure(&mut Asker::new(&load, seed), shape.length, size.samples);
+            let (p50, p99) = naive.measure(&mut Asker::new(&load, seed), shape.length, size.samples / 5);
             sheet.baseline(&named, P50, BASELINE, p50);
             sheet.baseline(&named, P99, BASELINE, p99);
         }

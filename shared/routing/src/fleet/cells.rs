@@ -206,6 +206,7 @@ impl TargetCells {
     }
 
     /// Sums of the other gateways.
+    #[inline]
     pub fn peers(&self) -> InFlightSums {
         InFlightSums {
             requests: self.peers.requests.load(Ordering::Relaxed),
@@ -231,6 +232,7 @@ impl TargetCells {
     }
 
     /// Whether this gateway's own experience lets the target be picked.
+    #[inline]
     pub fn circuit_closed(&self, now_us: u64) -> bool {
         self.open_until_us.load(Ordering::Relaxed) <= now_us
     }

@@ -24,6 +24,7 @@ pub struct Counters {
 impl Counters {
     /// What is in flight now. Released is read before reserved, so the difference cannot be negative; a reader that is
     /// interrupted in between sees too much for once.
+    #[inline]
     pub fn in_flight(&self) -> InFlightSums {
         let difference = |released: &AtomicU64, reserved: &AtomicU64| {
             let released = released.load(Ordering::Acquire);
