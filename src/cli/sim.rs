@@ -1,12 +1,15 @@
 //! `fairlead sim`, and the simulated engines of `fairlead up --sim N`.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use clap::Args;
 use fairlead_sim::{EngineKind, Faults, KvEncoding, KvEvents, Profile, Sim, SimOptions};
+use fairlead_tokens::TokenModel;
 
 use super::{out, signals};
 
@@ -25,6 +28,13 @@ pub struct SimArgs {
     faults: Option<String>,
     #[command(flatten)]
     engine: EngineArgs,
+    /// Count and tell tokens as this tokenizer.json has them (or the one in a folder, with the chat template beside it);
+    /// by default four bytes of prompt are a token
+    #[arg(long, value_name = "PATH")]
+    tokenizer: Option<PathBuf>,
+    /// File with the chat template, where it is not the tokenizer's own
+    #[arg(long, value_name = "FILE", requires = "tokenizer")]
+    chat_template: Option<String>,
     #[command(flatten)]
     kv: KvArgs,
 }
@@ -178,6 +188,10 @@ pub fn run(args: SimArgs) -> anyhow::Result<ExitCode> {
         options.faults = serde_json::from_str::<Faults>(faults).context("--faults")?;
     }
     options.kv_events = args.kv.options();
+    if let Some(path) = &args.tokenizer {
+        let model = TokenModel::load(path, args.chat_template.as_deref()).context("--tokenizer")?;
+        options.tokenizer = Some(Arc::new(model));
+    }
     let models = options.models.join(",");
     signals::runtime(1)?.block_on(async {
         let mut stop = signals::Stop::listen()?;

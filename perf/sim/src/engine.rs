@@ -10,6 +10,7 @@ use crate::model::{Model, ModelOptions, Progress, Refused, SeqId, SeqSpec};
 use crate::options::SimOptions;
 use crate::prompt;
 use crate::text;
+use crate::tokenise::Tokeniser;
 use ahash::RandomState;
 use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap};
@@ -93,6 +94,7 @@ pub(crate) struct Engine {
     ids: AtomicU64,
     id_base: u64,
     pub events: Option<Arc<EventLog>>,
+    pub tokeniser: Option<Tokeniser>,
 }
 
 /// A prompt as the model takes it.
@@ -138,6 +140,7 @@ impl Engine {
             ids: AtomicU64::new(0),
             id_base,
             events,
+            tokeniser: options.tokenizer.clone().map(Tokeniser::new),
             options,
         })
     }

@@ -22,6 +22,7 @@ pub mod prompt;
 mod state;
 pub mod stats;
 pub mod text;
+pub mod tokenise;
 
 pub use faults::{BadFaults, Faults, Garbage};
 pub use histogram::Histogram;

@@ -2,7 +2,9 @@
 
 use crate::faults::Faults;
 use crate::profile::Profile;
+use fairlead_tokens::TokenModel;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Which engine's names and routes to speak.
@@ -95,6 +97,8 @@ pub struct SimOptions {
     pub max_connections: usize,
     /// Faults from the start.
     pub faults: Faults,
+    /// What turns prompts into token ids; by default four bytes of text are one.
+    pub tokenizer: Option<Arc<TokenModel>>,
     /// Where the cache's changes are told; nowhere by default.
     pub kv_events: Option<KvEvents>,
 }
@@ -120,6 +124,7 @@ impl Default for SimOptions {
             max_body: 128 << 20,
             max_connections: 16_384,
             faults: Faults::default(),
+            tokenizer: None,
             kv_events: None,
         }
     }

@@ -1,9 +1,11 @@
 //! From a request body to what an engine computes: the prompt's text as a chat template would write it, and its
 //! chained block hashes.
 //!
-//! A token stands for four bytes of that text; a prompt given as token ids stands for their little-endian bytes. A
-//! conversation with one more turn keeps the text of the shorter one as its prefix.
+//! A token stands for four bytes of that text; a prompt given as token ids stands for their little-endian bytes, and so
+//! does every prompt where a [tokenizer](crate::tokenise) is given. A conversation with one more turn keeps the text of
+//! the shorter one as its prefix.
 
+use crate::tokenise::Tokeniser;
 use serde_json::Value;
 use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -106,6 +108,24 @@ const MAX_PROMPTS: usize = 2048;
 
 /// Reads a body of `api`.
 pub fn parse(api: Api, body: &[u8]) -> Result<Ask, BadRequest> {
+    parse_with(api, body, None)
+}
+
+/// Reads a body of `api`, its prompts as `tokeniser` has them.
+pub fn parse_with(api: Api, body: &[u8], tokeniser: Option<&Tokeniser>) -> Result<Ask, BadRequest> {
+    let plain = |text: &str| match tokeniser {
+        Some(t) => t.text(text, matches!(api, Api::Completions | Api::Tokenize)),
+        None => Ok(text.as_bytes().to_vec()),
+    };
+    let written = |text: Vec<u8>| match tokeniser {
+        Some(t) => t.text(&String::from_utf8_lossy(&text), false),
+        None => Ok(text),
+    };
+    let talked = |root: &Object| match tokeniser {
+        // What a template would pass over is wrong all the same.
+        Some(t) => chat(root).and_then(|_| t.chat(body)),
+        None => chat(root),
+    };
     let root: Value = serde_json::from_slice(body)
         .map_err(|e| BadRequest { message: format!("Invalid JSON in request body: {e}"), param: None })?;
     let Value::Object(root) = &root else {
@@ -138,18 +158,21 @@ pub fn parse(api: Api, body: &[u8]) -> Result<Ask, BadRequest> {
     }
     ask.max_tokens = limit(api, root)?;
     match api {
-        Api::Chat => ask.prompts.push(chat(root)?),
+        Api::Chat => ask.prompts.push(talked(root)?),
         Api::Messages | Api::CountTokens => {
             if api == Api::Messages && ask.max_tokens.is_none() {
                 return bad("max_tokens", "max_tokens: Field required");
             }
-            ask.prompts.push(chat(root)?);
+            ask.prompts.push(written(chat(root)?)?);
         }
-        Api::Responses => ask.prompts.push(responses(root)?),
-        Api::Completions => ask.prompts = prompts(root, "prompt")?,
+        Api::Responses => ask.prompts.push(written(responses(root)?)?),
+        Api::Completions => ask.prompts = prompts(root, "prompt", plain)?,
         Api::Embeddings => {
-            ask.prompts =
-                if root.contains_key("messages") { vec![chat(root)?] } else { prompts(root, "input")? };
+            ask.prompts = if root.contains_key("messages") {
+                vec![talked(root)?]
+            } else {
+                prompts(root, "input", plain)?
+            };
             ask.base64 = root.get("encoding_format").and_then(Value::as_str) == Some("base64");
             ask.dimensions = root.get("dimensions").and_then(Value::as_u64).map(|d| d.clamp(1, 8192) as u32);
         }
@@ -159,7 +182,8 @@ pub fn parse(api: Api, body: &[u8]) -> Result<Ask, BadRequest> {
             };
             ask.documents = texts(root, "documents")?;
             ask.top_n = root.get("top_n").and_then(Value::as_u64).filter(|n| *n > 0).map(|n| n as usize);
-            ask.prompts = pairs(&[query.to_owned()], &ask.documents);
+            let pairs = pairs(&[query.to_owned()], &ask.documents);
+            ask.prompts = pairs.into_iter().map(written).collect::<Result<_, _>>()?;
         }
         Api::Score => {
             let first = texts(root, if root.contains_key("queries") { "queries" } else { "text_1" })?;
@@ -167,11 +191,14 @@ pub fn parse(api: Api, body: &[u8]) -> Result<Ask, BadRequest> {
             if first.len() != 1 && first.len() != ask.documents.len() {
                 return bad("text_1", "text_1 must be one text or as many as text_2");
             }
-            ask.prompts = pairs(&first, &ask.documents);
+            ask.prompts = pairs(&first, &ask.documents).into_iter().map(written).collect::<Result<_, _>>()?;
         }
         Api::Tokenize => {
-            ask.prompts =
-                if root.contains_key("messages") { vec![chat(root)?] } else { prompts(root, "prompt")? };
+            ask.prompts = if root.contains_key("messages") {
+                vec![talked(root)?]
+            } else {
+                prompts(root, "prompt", plain)?
+            };
         }
         Api::Detokenize => match root.get("tokens").map(ids) {
             Some(Some(t)) => ask.tokens = t,
@@ -319,16 +346,21 @@ fn ids(v: &Value) -> Option<Vec<u32>> {
     v.as_array()?.iter().map(|t| t.as_u64().and_then(|t| u32::try_from(t).ok())).collect()
 }
 
-fn id_bytes(ids: &[u32]) -> Vec<u8> {
+/// Token ids as the bytes that stand for them.
+pub(crate) fn id_bytes(ids: &[u32]) -> Vec<u8> {
     ids.iter().flat_map(|t| t.to_le_bytes()).collect()
 }
 
 /// A text, a list of texts, a list of ids or a list of lists of ids.
-fn prompts(root: &Object, name: &'static str) -> Result<Vec<Vec<u8>>, BadRequest> {
+fn prompts(
+    root: &Object,
+    name: &'static str,
+    text: impl Fn(&str) -> Result<Vec<u8>, BadRequest>,
+) -> Result<Vec<Vec<u8>>, BadRequest> {
     let wrong = || bad(name, format!("{name}: Input should be text, token ids or a list of either"));
     match root.get(name) {
         None | Some(Value::Null) => bad(name, format!("{name}: Field required")),
-        Some(Value::String(s)) => Ok(vec![s.clone().into_bytes()]),
+        Some(Value::String(s)) => Ok(vec![text(s)?]),
         Some(v @ Value::Array(items)) => match items.first() {
             None => bad(name, format!("{name}: must not be empty")),
             Some(Value::Number(_)) => ids(v).map_or_else(wrong, |t| Ok(vec![id_bytes(&t)])),
@@ -336,7 +368,7 @@ fn prompts(root: &Object, name: &'static str) -> Result<Vec<Vec<u8>>, BadRequest
                 let mut out = Vec::with_capacity(items.len());
                 for item in items {
                     match item {
-                        Value::String(s) => out.push(s.clone().into_bytes()),
+                        Value::String(s) => out.push(text(s)?),
                         other => match ids(other) {
                             Some(t) => out.push(id_bytes(&t)),
                             None => return wrong(),

@@ -6,7 +6,9 @@ mod common;
 use bytes::Bytes;
 use common::{get, quick, start};
 use fairlead_sim::{EngineKind, Faults, Handle, KvEncoding, KvEvents, SimOptions};
+use fairlead_tokens::{PieceCache, TokenModel};
 use serde_json::{Value, json};
+use std::sync::Arc;
 use std::time::Duration;
 use zeromq::{DealerSocket, Socket, SocketRecv, SocketSend, SubSocket, ZmqMessage};
 
@@ -148,4 +150,26 @@ async fn the_positional_form_has_its_own_framing() {
     // [time, [["BlockStored", ... ten members
     let payload = &told[0][2];
     assert_eq!((&payload[..2], &payload[10..12]), (&[0x93, 0xcb][..], &[0x91, 0x9b][..]));
+}
+
+#[tokio::test]
+async fn tokens_are_those_of_the_tokenizer() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/tokens/tests/data/turns");
+    let model = Arc::new(TokenModel::load(folder, None).unwrap());
+    let sim = start(SimOptions { tokenizer: Some(Arc::clone(&model)), ..quick() });
+    let body = json!({"messages": [{"role": "user", "content": "the router sends every request ".repeat(9)}], "max_tokens": 2});
+    let ids = model.encode_chat(body.to_string().as_bytes(), &mut PieceCache::new(1 << 20)).unwrap();
+    let mut cached = Vec::new();
+    for _ in 0..2 {
+        let (status, said) = common::post(sim.addr(), "/v1/chat/completions", &body).await;
+        assert_eq!((status.as_u16(), &said["usage"]["prompt_tokens"]), (200, &json!(ids.len())));
+        cached.push(said["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap());
+    }
+    assert_eq!(cached, [0, (ids.len() as u64 - 1) / 16 * 16]);
+    let tokenised = common::post(sim.addr(), "/tokenize", &json!({"messages": body["messages"]})).await.1;
+    assert_eq!(tokenised["tokens"], json!(ids));
+    // Ids given as such are nothing to tokenise.
+    let given =
+        common::post(sim.addr(), "/v1/completions", &json!({"prompt": [5, 6, 7], "max_tokens": 1})).await.1;
+    assert_eq!(given["usage"]["prompt_tokens"], 3);
 }

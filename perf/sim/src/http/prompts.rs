@@ -32,7 +32,7 @@ pub(crate) async fn answer(
         engine.core().traffic.refused += 1;
         error(engine, Some(api), status, param, message)
     };
-    let ask = match prompt::parse(api, body) {
+    let ask = match prompt::parse_with(api, body, engine.tokeniser.as_ref()) {
         Ok(a) => a,
         Err(e) => return refuse(visit, StatusCode::BAD_REQUEST, e.param, &e.message),
     };
