@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64 as Counter, Ordering as CounterOrdering};
 
 use crate::cells::{Cell, Cells, Holder};
-use crate::hits::Hits;
+use crate::hits::{Hits, load_set};
 use crate::sync::{AtomicU64, Guard, Ordering, Pins};
 use crate::table;
 use crate::words::AtomicWords;
@@ -76,7 +76,7 @@ impl Shared {
     pub(crate) fn find<'g>(&'g self, head: u64, guard: &'g Guard) -> Option<(u32, &'g Cell)> {
         let mut hit = None;
         let found = table::probe(self.table.get(guard), head, |number| {
-            hit = self.cells.get(number).filter(|cell| cell.head(guard) == head);
+            hit = self.cells.get(number).filter(|cell| cell.head() == head);
             hit.is_some()
         })?;
         hit.map(|cell| (found.cell, cell))
@@ -96,16 +96,52 @@ pub(crate) fn matched(run: &[AtomicU64], path: &[u64]) -> usize {
     if agrees(most - 1) {
         return most;
     }
+    // In steps of an eighth, so that the cache misses of a step overlap.
     let (mut low, mut high) = (1, most - 1);
-    while low < high {
-        let middle = low + (high - low) / 2;
-        if agrees(middle) {
-            low = middle + 1;
-        } else {
-            high = middle;
+    while high - low > 8 {
+        let step = (high - low) / 8;
+        let agree =
+            (1..8).fold(0u32, |set, part| set | u32::from(agrees(low + part * step - 1)) << (part - 1));
+        let agreeing = agree.trailing_ones() as usize;
+        (low, high) =
+            (low + agreeing * step, if agreeing == 7 { high } else { low + (agreeing + 1) * step - 1 });
+    }
+    low + (low..high).take_while(|at| agrees(*at)).count()
+}
+
+/// Passes of a lookup at most. More than one is rare, more than two next to impossible.
+const ATTEMPTS: usize = 16;
+
+/// Counts what the holders of a run hold of the `common` first of its `len` blocks. Returns whether any of them holds
+/// all of it.
+#[inline]
+fn count(cell: &Cell, len: usize, common: usize, offset: u32, hits: &mut Hits, guard: &Guard) -> bool {
+    let mut anyone_on = false;
+    let mut advance = |hits: &mut Hits, slot, lead: usize| {
+        let gain = lead.min(common);
+        anyone_on |= hits.advance(slot, offset, gain as u32) && gain == len;
+    };
+    let Some(wide) = cell.wide(guard) else {
+        let (near, far) = cell.holders(guard);
+        for word in near.iter().chain(far) {
+            let Some(holder) = Holder::unpack(word.load(Ordering::Acquire)) else { continue };
+            advance(hits, holder.slot, usize::from(holder.lead));
+        }
+        return anyone_on;
+    };
+    let mut set = load_set(wide.set);
+    for word in wide.exceptions() {
+        let Some(holder) = Holder::unpack(word.load(Ordering::Acquire)) else { continue };
+        let Some(bits) = set.get_mut(usize::from(holder.slot) / 64) else { continue };
+        let bit = 1 << (holder.slot % 64);
+        if *bits & bit != 0 {
+            *bits &= !bit;
+            advance(hits, holder.slot, usize::from(holder.lead));
         }
     }
-    low
+    let gain = (wide.full as usize).min(common);
+    let all = hits.advance_all(set, offset, gain as u32);
+    anyone_on | (all && gain == len)
 }
 
 /// Lock-free access to an index for any number of threads.
@@ -120,25 +156,34 @@ impl Reader {
     /// Takes a pin for its own duration, never waits, never frees, never allocates. Its answer for each target is
     /// one that was true at some moment during the call; see the crate's documentation.
     pub fn lookup(&self, path: &[u64], hits: &mut Hits) {
-        hits.clear();
         let guard = self.shared.pins.pin();
-        let mut offset = 0;
-        while offset < path.len() {
-            let Some((_, cell)) = self.shared.find(path[offset], &guard) else { break };
-            let run = cell.run(&guard);
-            let common = matched(run, &path[offset..]);
-            let mut anyone_on = false;
-            let (near, far) = cell.holders(&guard);
-            for word in near.iter().chain(far) {
-                let Some(holder) = Holder::unpack(word.load(Ordering::Acquire)) else { continue };
-                let gain = usize::from(holder.lead).min(common);
-                anyone_on |= hits.advance(holder.slot, offset as u32, gain as u32) && gain == run.len();
+        for _ in 0..ATTEMPTS {
+            hits.clear();
+            if self.look(path, hits, &guard) {
+                break;
             }
-            if common < run.len() || !anyone_on {
+        }
+    }
+
+    /// One pass of a lookup. `false` when a run was merged under its feet.
+    #[inline]
+    fn look(&self, path: &[u64], hits: &mut Hits, guard: &Guard) -> bool {
+        let mut offset = 0;
+        let mut last: Option<&Cell> = None;
+        while offset < path.len() {
+            let Some((_, cell)) = self.shared.find(path[offset], guard) else {
+                // Where nothing goes on, what went on may have become part of what was passed already.
+                return !last.is_some_and(Cell::is_moved);
+            };
+            let run = cell.run(guard);
+            let common = matched(run, &path[offset..]);
+            if !count(cell, run.len(), common, offset as u32, hits, guard) || common < run.len() {
                 break;
             }
             offset += common;
+            last = Some(cell);
         }
+        true
     }
 
     /// Size of the index.

@@ -53,6 +53,15 @@ pub(crate) fn probe(table: &[AtomicU64], key: u64, mut is_key: impl FnMut(u32) -
     None
 }
 
+/// The cell that a probe for `key` looks at first; 0 when there is none.
+#[inline]
+pub(crate) fn first_cell(table: &[AtomicU64], key: u64) -> u32 {
+    if table.is_empty() {
+        return 0;
+    }
+    table[start(mix(key), table.len())].load(Ordering::Acquire) as u32
+}
+
 /// Enters a key that is not in the table. Returns whether a dead slot was used; `None` when the table is full.
 pub(crate) fn insert(table: &[AtomicU64], key: u64, cell: u32) -> Option<bool> {
     if table.is_empty() {

@@ -33,6 +33,16 @@ impl Words {
         }
     }
 
+    /// Number of words.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len() - 1
+    }
+
+    /// The first word; 0 when there is none.
+    pub(crate) fn first(&self) -> u64 {
+        self.0.get(1).map_or(0, |word| word.load(Ordering::Relaxed))
+    }
+
     /// Memory of the allocation.
     pub(crate) fn bytes(&self) -> usize {
         Self::bytes_for(self.0.len() - 1)

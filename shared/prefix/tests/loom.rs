@@ -48,12 +48,13 @@ impl Index {
 
     fn fill(&self, number: u32, blocks: &[u64], lead: u16, grave: &mut Graveyard) {
         let cell = &self.cells[number as usize];
-        cell.set_used(0);
+        cell.set_head(blocks[0]);
+        cell.set_narrow();
         cell.blocks().replace(Some(Words::new(blocks.len(), 0, blocks.iter().copied())), grave);
         cell.set_len(blocks.len() as u32);
         let guard = self.pins.pin();
         if let Some(word) = cell.position(0, &guard) {
-            word.store(Holder { slot: SLOT, lead, record: 0 }.pack(), Ordering::Release);
+            word.store(Holder { slot: SLOT, lead, behind: false, record: 0 }.pack(), Ordering::Release);
         }
         cell.set_used(1);
     }
@@ -61,13 +62,13 @@ impl Index {
     fn lead(&self, number: u32, lead: u16) {
         let guard = self.pins.pin();
         if let Some(word) = self.cells[number as usize].position(0, &guard) {
-            word.store(Holder { slot: SLOT, lead, record: 0 }.pack(), Ordering::Release);
+            word.store(Holder { slot: SLOT, lead, behind: false, record: 0 }.pack(), Ordering::Release);
         }
     }
 
     fn find<'g>(&'g self, head: u64, guard: &'g Guard) -> Option<&'g Cell> {
         let table = self.table.get(guard);
-        let found = table::probe(table, head, |number| self.cells[number as usize].head(guard) == head)?;
+        let found = table::probe(table, head, |number| self.cells[number as usize].head() == head)?;
         Some(&self.cells[found.cell as usize])
     }
 
@@ -175,7 +176,7 @@ fn table_growth() {
             let guard = index.pins.pin();
             let fresh: Vec<AtomicU64> = (0..8).map(|_| AtomicU64::new(0)).collect();
             for number in table::cells(index.table.get(&guard)) {
-                table::insert(&fresh, index.cells[number as usize].head(&guard), number);
+                table::insert(&fresh, index.cells[number as usize].head(), number);
             }
             let words = Words::new(8, 0, fresh.iter().map(|word| word.load(Ordering::Relaxed)));
             index.table.replace(Some(words), &mut grave);

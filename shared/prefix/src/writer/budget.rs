@@ -4,7 +4,6 @@ use fairlead_wire::TargetId;
 use fairlead_wire::msg::IndexOp;
 
 use crate::cells::{CHUNK_BYTES, Cell, INLINE};
-use crate::stretch;
 use crate::table;
 use crate::words::Words;
 
@@ -12,8 +11,8 @@ use super::anchors::Anchors;
 use super::tree::View;
 use super::{ApplyError, NIL, Node, ROOT, Record, SlotState, Writer};
 
-/// Microseconds of one tick of last use, as a power of two: 65.5 ms, so that 32 bits last eight years.
-const TICK_BITS: u32 = 16;
+/// Microseconds of one tick of last use, as a power of two: 262 ms, so that 32 bits last 35 years.
+const TICK_BITS: u32 = 18;
 
 /// Appends with growth by an eighth: doubling would leave half of a large vector empty.
 pub(super) fn push_leanly<T>(all: &mut Vec<T>, item: T) {
@@ -48,6 +47,7 @@ impl Writer {
             + self.chunks * CHUNK_BYTES
             + self.nodes.capacity() * size_of::<Node>()
             + self.records.capacity() * size_of::<Record>()
+            + (self.wide.capacity() + self.free_wide.capacity()) * size_of::<u32>()
             + (self.free_nodes.capacity() + self.free_records.capacity() + self.free_cells.capacity())
                 * size_of::<u32>()
             + self.variable()
@@ -75,17 +75,24 @@ impl Writer {
             + self.anchors.as_ref().map_or(0, Anchors::bytes)
     }
 
+    /// Memory without what waits for readers.
+    fn kept(&self) -> usize {
+        self.footprint() - self.grave.bytes()
+    }
+
     /// Whether a change fits the budget, with a holder for all runs from `node` up. Reserves the cells for it.
     pub(super) fn check_room(&mut self, change: Need, node: u32, view: View<'_>) -> Result<(), ApplyError> {
         let Need { words, runs, records, .. } = change;
         let mut need = words * size_of::<u64>() * 5 / 4 + runs * Words::bytes_for(0);
         let mut holders = runs + records;
-        let mut above = node;
+        let max = self.config.max_bytes;
+        // With room in plenty, the holders of the runs above are not counted one by one.
+        let mut above = if self.kept() + need > max / 4 * 3 { node } else { ROOT };
         while above != ROOT {
             let cell = self.cell(above, view);
             holders += 1;
             let positions = self.positions(cell, view);
-            if cell.used() as usize == positions {
+            if cell.used() as usize >= positions {
                 need += Words::bytes_for((positions * 2).max(INLINE));
             }
             above = self.nodes[above as usize].parent;
@@ -103,8 +110,7 @@ impl Writer {
         // One chunk stays in hand: removals must be able to replace cells when nothing else is left.
         let chunks = (runs + 1).saturating_sub(self.free_cells.len()).div_ceil(crate::cells::CHUNK);
         need += (chunks + 1) * CHUNK_BYTES;
-        let max = self.config.max_bytes;
-        if self.footprint() - self.grave.bytes() + need > max {
+        if self.kept() + need > max {
             self.starved = true;
             return Err(full);
         }
@@ -136,6 +142,11 @@ impl Writer {
         let view = View { shared: &shared, guard: &guard };
         while self.runs_by_use.oldest != NIL && self.used() > aim {
             let oldest = self.runs_by_use.oldest;
+            if self.nodes[oldest as usize].first_child != NIL {
+                // What hangs below it was used in the same tick, or later.
+                super::list::renew(&mut self.nodes, &mut self.runs_by_use, oldest);
+                continue;
+            }
             ops.push(IndexOp::Evict { run: self.head(oldest, view) });
             self.evict(oldest, view);
         }
@@ -159,10 +170,7 @@ impl Writer {
         let view = View { shared: &shared, guard: &guard };
         loop {
             let excess = self.held_by(target.slot).saturating_sub(max_blocks);
-            let oldest = self.slots[usize::from(target.slot)].records.oldest;
-            if excess == 0 || oldest == NIL {
-                break;
-            }
+            let Some(oldest) = self.oldest_of(target.slot).filter(|_| excess > 0) else { break };
             ops.push(self.trim_oldest(target, oldest, excess, view));
         }
         drop(guard);
@@ -170,37 +178,12 @@ impl Writer {
         ops
     }
 
-    /// Ends all holdings that were last used before `before_us`. Returns the operations.
-    pub fn expire(&mut self, before_us: u64) -> Vec<IndexOp> {
-        let mut ops = Vec::new();
-        let before = self.tick(before_us);
-        let shared = std::sync::Arc::clone(&self.shared);
-        let guard = shared.pins.pin();
-        let view = View { shared: &shared, guard: &guard };
-        for slot in 0..self.slots.len() {
-            let Some(generation) = self.slots[slot].generation else { continue };
-            let target = TargetId::new(slot as u16, generation);
-            loop {
-                let oldest = self.slots[slot].records.oldest;
-                if oldest == NIL || self.records[oldest as usize].used >= before {
-                    break;
-                }
-                ops.push(self.trim_oldest(target, oldest, u64::MAX, view));
-            }
-        }
-        drop(guard);
-        self.finish();
-        ops
-    }
-
-    /// Ends up to `excess` blocks of one holding, from its end (all of it where it has holes).
-    fn trim_oldest(&mut self, target: TargetId, record: u32, excess: u64, view: View<'_>) -> IndexOp {
-        let node = self.records[record as usize].node;
-        let holder = self.holder(self.cell(node, view), target.slot, view);
-        let set = holder.map(|(_, holder)| self.stretches(holder)).unwrap_or_default();
-        let extent = stretch::extent(&set);
-        let whole = u64::from(stretch::count(&set)) <= excess || set.len() > 1;
-        let from = if whole { 0 } else { extent - excess as u32 };
+    /// Ends up to `excess` blocks of what a target holds of a run, from its end (all of it where it has holes).
+    fn trim_oldest(&mut self, target: TargetId, node: u32, excess: u64, view: View<'_>) -> IndexOp {
+        let share = self.share_of(node, target.slot, view);
+        let (extent, count, whole) =
+            share.map_or((0, 0, true), |share| (share.extent(), share.count(), !share.behind.is_empty()));
+        let from = if whole || u64::from(count) <= excess { 0 } else { extent - excess as u32 };
         let run = self.head(node, view);
         self.remove_stretch(node, target.slot, from, extent - from, view);
         IndexOp::Remove { target: target.pack(), run, from, len: extent - from }

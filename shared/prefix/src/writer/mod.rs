@@ -22,7 +22,7 @@ use fairlead_wire::{Slot, TargetId};
 use crate::cells::Cells;
 use crate::reader::{Reader, Shared, SharedStats, Stats};
 use crate::stretch::Stretch;
-use crate::sync::Pins;
+use crate::sync::{Ordering, Pins};
 use crate::words::{AtomicWords, Graveyard};
 use crate::{Config, MAX_TARGETS};
 
@@ -37,6 +37,9 @@ use tree::View;
 pub(crate) const NIL: u32 = u32::MAX;
 /// The node above all first runs.
 pub(crate) const ROOT: u32 = 0;
+
+/// Operations of one step of [`Writer::apply_all`].
+const BATCH: usize = 16;
 
 /// Why an operation or a run of a snapshot was not applied. After any of these the replica needs a new snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -112,7 +115,7 @@ pub(crate) struct Node {
     used: u32,
 }
 
-/// One target's part in one run.
+/// One target's part in one run of the narrow form.
 pub(crate) struct Record {
     node: u32,
     /// Neighbours in the slot's order of last use.
@@ -121,8 +124,6 @@ pub(crate) struct Record {
     /// Time of last use, ticks.
     used: u32,
     slot: Slot,
-    /// Position among the cell's holders; the top bit says that there are stretches behind a hole.
-    position: u16,
 }
 
 /// Ends of a doubly linked list.
@@ -141,6 +142,8 @@ pub(crate) struct SlotState {
     /// The tenant, if any.
     generation: Option<u16>,
     records: Ends,
+    /// The wide runs of which it holds something, a bit each.
+    wide: Vec<u64>,
     /// Blocks held.
     held: u64,
 }
@@ -152,6 +155,8 @@ pub(crate) struct Usage {
     spill: usize,
     behind: usize,
     table: usize,
+    /// The slots' sets of wide runs.
+    wide: usize,
 }
 
 /// A place in the tree: `off` blocks into `node`.
@@ -173,8 +178,11 @@ pub struct Writer {
     free_nodes: Vec<u32>,
     records: Vec<Record>,
     free_records: Vec<u32>,
-    /// By record: what the target holds of the run behind a hole.
-    behind: AHashMap<u32, Vec<Stretch>>,
+    /// By node and slot: what the target holds of the run behind a hole.
+    behind: AHashMap<u64, Vec<Stretch>>,
+    /// Nodes of the wide runs, by number.
+    wide: Vec<u32>,
+    free_wide: Vec<u32>,
     slots: Vec<SlotState>,
     runs_by_use: Ends,
     free_cells: Vec<u32>,
@@ -210,11 +218,13 @@ impl Writer {
             ..config
         };
         let pins = Pins::new();
+        // Twice what the budget allows: cells that wait for readers must not keep a run from changing its shape.
         let grave = Graveyard::new(&pins);
-        let cells = Cells::new((config.max_bytes / size_of::<crate::cells::Cell>()).min(NIL as usize - 1));
+        let cells =
+            Cells::new((config.max_bytes / size_of::<crate::cells::Cell>() * 2).min(NIL as usize / 2));
         let shared = Shared { pins, table: AtomicWords::none(), cells, stats: SharedStats::default() };
         let slots = (0..config.max_targets)
-            .map(|_| SlotState { generation: None, records: Ends::EMPTY, held: 0 })
+            .map(|_| SlotState { generation: None, records: Ends::EMPTY, wide: Vec::new(), held: 0 })
             .collect();
         let root = Node {
             cell: NIL,
@@ -234,6 +244,8 @@ impl Writer {
             records: Vec::new(),
             free_records: Vec::new(),
             behind: AHashMap::new(),
+            wide: Vec::new(),
+            free_wide: Vec::new(),
             slots,
             runs_by_use: Ends::EMPTY,
             free_cells: Vec::new(),
@@ -337,9 +349,58 @@ impl Writer {
         result
     }
 
-    /// Applies operations in order; stops at the first that fails.
+    /// Applies operations in order; stops at the first that fails. The way to apply many: one pin for a batch, and the
+    /// memory that the next operations need is asked for ahead.
     pub fn apply_all<'a>(&mut self, ops: impl IntoIterator<Item = &'a IndexOp>) -> Result<(), ApplyError> {
-        ops.into_iter().try_for_each(|op| self.apply(op))
+        let shared = Arc::clone(&self.shared);
+        let mut ops = ops.into_iter();
+        let mut batch: Vec<&IndexOp> = Vec::with_capacity(BATCH);
+        loop {
+            batch.clear();
+            batch.extend(ops.by_ref().take(BATCH));
+            if batch.is_empty() {
+                return Ok(());
+            }
+            let guard = shared.pins.pin();
+            let view = View { shared: &shared, guard: &guard };
+            self.warm(&batch, view);
+            let result = batch.iter().try_for_each(|op| self.apply_pinned(op, view));
+            drop(guard);
+            self.finish();
+            result?;
+        }
+    }
+
+    /// Touches what the operations will read first, for all of them at once: one after the other, each would wait for
+    /// memory alone.
+    fn warm(&self, batch: &[&IndexOp], view: View<'_>) {
+        let names = batch.iter().map(|op| match op {
+            IndexOp::Place { anchor, .. } | IndexOp::Store { anchor, .. } => *anchor,
+            IndexOp::Remove { run, .. } | IndexOp::Evict { run } => *run,
+            IndexOp::Clear { .. } => 0,
+        });
+        let mut cells = [0u32; BATCH];
+        let table = view.shared.table.get(view.guard);
+        for (cell, name) in cells.iter_mut().zip(names) {
+            *cell = crate::table::first_cell(table, name);
+        }
+        let mut sum = 0u64;
+        let mut nodes = [0u32; BATCH];
+        for (node, number) in nodes.iter_mut().zip(&cells) {
+            if let Some(cell) = view.shared.cells.get(*number) {
+                *node = cell.node();
+                sum ^= cell.blocks().get(view.guard).len() as u64;
+            }
+        }
+        for (node, number) in nodes.iter().zip(&cells) {
+            if let Some(node) = self.nodes.get(*node as usize) {
+                sum ^= u64::from(node.first_child);
+            }
+            if let Some(cell) = view.shared.cells.get(*number) {
+                sum ^= cell.run(view.guard).last().map_or(0, |last| last.load(Ordering::Relaxed));
+            }
+        }
+        std::hint::black_box(sum);
     }
 
     fn apply_pinned(&mut self, op: &IndexOp, view: View<'_>) -> Result<(), ApplyError> {

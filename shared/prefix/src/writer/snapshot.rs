@@ -7,7 +7,6 @@ use fairlead_wire::msg::{Holding, Run};
 use fairlead_wire::{Slot, TargetId};
 
 use crate::MAX_RUN;
-use crate::cells::Holder;
 use crate::stretch;
 use crate::sync::Ordering;
 
@@ -51,15 +50,12 @@ impl Writer {
         let view = View { shared: &self.shared, guard: &guard };
         let cell = self.cell(node, view);
         let mut holders = Vec::new();
-        let (near, far) = cell.holders(&guard);
-        for word in near.iter().chain(far) {
-            let Some(holder) = Holder::unpack(word.load(Ordering::Relaxed)) else { continue };
-            let Some(generation) = self.bound(holder.slot) else { continue };
-            let set = self.stretches(holder);
+        for share in self.shares(node, cell, view) {
+            let Some(generation) = self.bound(share.slot) else { continue };
             holders.push(Holding {
-                target: TargetId::new(holder.slot, generation).pack(),
-                depth: stretch::extent(&set),
-                missing: stretch::gaps(&set),
+                target: TargetId::new(share.slot, generation).pack(),
+                depth: share.extent(),
+                missing: stretch::gaps(&share.stretches()),
             });
         }
         holders.sort_unstable_by_key(|holding| holding.target);
@@ -127,7 +123,7 @@ impl Writer {
         self.check_room(need, ROOT, view)?;
         let node = self.add_run(parent, &run.blocks, view);
         for (slot, set) in holdings {
-            self.add_holding(node, slot, set, view);
+            self.add_share(node, slot, set, view);
         }
         Ok(())
     }
@@ -137,18 +133,14 @@ impl Writer {
     pub fn paths_of(&self, slot: Slot) -> Vec<Vec<u64>> {
         let guard = self.shared.pins.pin();
         let view = View { shared: &self.shared, guard: &guard };
-        let Some(state) = self.slots.get(usize::from(slot)) else { return Vec::new() };
         // Leading blocks held, by node.
         let mut leads = AHashMap::new();
-        let mut record = state.records.oldest;
-        while record != NIL {
-            let node = self.records[record as usize].node;
+        for node in self.runs_of(slot) {
             if let Some((_, holder)) = self.holder(self.cell(node, view), slot, view)
                 && holder.lead > 0
             {
                 leads.insert(node, u32::from(holder.lead));
             }
-            record = self.records[record as usize].newer;
         }
         // Whether everything above a node is held; and the nodes below which something goes on.
         let mut reached: AHashMap<u32, bool> = AHashMap::from_iter([(ROOT, true)]);

@@ -6,14 +6,12 @@ use fairlead_wire::{Slot, TargetId, is_anchor};
 use proptest::prelude::*;
 
 use super::{At, NIL, ROOT, Writer};
-use crate::cells::Holder;
 use crate::reference::Reference;
-use crate::stretch;
 use crate::sync::Ordering;
 use crate::writer::tree::View;
 use crate::{Config, Hits, Reader, new};
 
-const TARGETS: u16 = 5;
+const TARGETS: u16 = 7;
 
 /// A prompt: a few segments, each one of three texts of a few blocks, so that paths share and diverge often.
 type Prompt = Vec<(u8, u8)>;
@@ -82,9 +80,6 @@ enum Step {
         target: u16,
         blocks: u64,
     },
-    Expire {
-        back: u64,
-    },
     /// The last replica starts again from a snapshot.
     Snapshot,
 }
@@ -108,7 +103,6 @@ fn steps() -> impl Strategy<Value = Step> {
         1 => target.clone().prop_map(|target| Step::Rebind { target }),
         2 => any::<usize>().prop_map(|run| Step::Evict { run }),
         1 => (target, 0u64..40).prop_map(|(target, blocks)| Step::Trim { target, blocks }),
-        1 => (0u64..20).prop_map(|back| Step::Expire { back }),
         1 => Just(Step::Snapshot),
     ]
 }
@@ -128,6 +122,7 @@ fn check(index: &Writer) {
     let mut held = vec![0u64; index.slots.len()];
     let mut left = vec![index.nodes[ROOT as usize].first_child];
     let (mut memory, mut anchors) = (0, 0);
+    let (mut wide, mut wide_runs, mut behind) = (0, 0, 0);
     while let Some(node) = left.pop() {
         if node == NIL {
             continue;
@@ -160,22 +155,35 @@ fn check(index: &Writer) {
         }
         blocks += u64::from(cell.len());
         memory += crate::words::Words::bytes_for(cell.blocks().get(&guard).len());
-        let (near, far) = cell.holders(&guard);
         let mut extent = 0;
-        for (position, word) in near.iter().chain(far).enumerate() {
-            let Some(holder) = Holder::unpack(word.load(Ordering::Relaxed)) else { continue };
-            let record = &index.records[holder.record as usize];
-            assert_eq!(
-                (record.node, record.slot, record.position & 0x7fff),
-                (node, holder.slot, position as u16)
-            );
-            let set = index.stretches(holder);
-            assert!(!set.is_empty());
-            extent = extent.max(stretch::extent(&set));
-            held[usize::from(holder.slot)] += u64::from(stretch::count(&set));
-            records += 1;
+        let shares = index.shares(node, cell, view);
+        for share in &shares {
+            if cell.wide_number().is_some() {
+                assert_eq!(share.record, NIL);
+                wide += 1;
+            } else {
+                let record = &index.records[share.record as usize];
+                assert_eq!((record.node, record.slot), (node, share.slot));
+                records += 1;
+            }
+            assert!(share.count() > 0 && index.runs_of(share.slot).contains(&node));
+            behind += usize::from(!share.behind.is_empty());
+            extent = extent.max(share.extent());
+            held[usize::from(share.slot)] += u64::from(share.count());
+        }
+        assert_eq!(index.extent(node, view), extent);
+        if let Some(number) = cell.wide_number() {
+            assert_eq!(index.wide[number as usize], node);
+            wide_runs += 1;
         }
         assert!(extent <= cell.len());
+        if links.first_child != NIL && index.nodes[links.first_child as usize].next_sibling == NIL {
+            let child = index.cell(links.first_child, view);
+            assert!(
+                (cell.len() + child.len()) as usize > crate::MAX_RUN,
+                "an only child is merged with the run"
+            );
+        }
         if links.first_child == NIL {
             assert!(extent > cell.len() / 2, "a run without children is cut to what is held");
         }
@@ -199,6 +207,9 @@ fn check(index: &Writer) {
         }
     }
     assert_eq!(listed, records);
+    let bits = index.slots.iter().flat_map(|state| &state.wide).map(|bits| bits.count_ones()).sum::<u32>();
+    assert_eq!((bits, wide_runs), (wide, index.wide.len() - index.free_wide.len()));
+    assert_eq!(behind, index.behind.len());
     assert!(index.footprint() - index.grave.bytes() <= index.config.max_bytes);
 }
 
@@ -271,14 +282,15 @@ impl World {
         self.replicate(&[op]);
     }
 
-    /// Operations of the truth that name runs, on the reference; `before` is the truth before them.
-    fn follow_removals(&mut self, before: &[fairlead_wire::msg::Run], ops: &[IndexOp]) {
+    /// Removals of the truth, on reference and replicas, one by one: each names a run as it is at its turn.
+    fn follow_removals(&mut self, ops: Vec<IndexOp>) {
         for op in ops {
-            if let IndexOp::Remove { target, run, from, len } = op {
-                let run = before.iter().find(|known| known.blocks[0] == *run).unwrap();
-                let blocks = &run.blocks[*from as usize..(*from + *len) as usize];
-                self.reference.remove(TargetId::unpack(*target), blocks);
+            if let IndexOp::Remove { target, run, from, len } = &op {
+                let blocks = blocks_of(&self.replicas[0], *run, *from, *len);
+                assert_eq!(blocks.len(), *len as usize);
+                self.reference.remove(TargetId::unpack(*target), &blocks);
             }
+            self.replicate(&[op]);
         }
     }
 
@@ -361,19 +373,12 @@ impl World {
                 self.apply(IndexOp::Evict { run: run.blocks[0] });
             }
             Step::Trim { target, blocks } => {
-                let (target, before) = (self.target(*target), runs_of(&self.truth));
+                let target = self.target(*target);
                 let had = self.truth.held_by(target.slot);
                 let ops = self.truth.trim_target(target, *blocks);
                 let has = self.truth.held_by(target.slot);
                 assert!(has <= *blocks && (had > *blocks || has == had));
-                self.follow_removals(&before, &ops);
-                self.replicate(&ops);
-            }
-            Step::Expire { back } => {
-                let before = runs_of(&self.truth);
-                let ops = self.truth.expire(self.now_us - (back << 20));
-                self.follow_removals(&before, &ops);
-                self.replicate(&ops);
+                self.follow_removals(ops);
             }
             Step::Snapshot => {
                 let replica = &mut self.replicas[1];

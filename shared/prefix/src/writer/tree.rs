@@ -3,7 +3,7 @@
 use ahash::AHashSet;
 
 use crate::MAX_RUN;
-use crate::cells::{CHUNK, Cell, Holder, INLINE};
+use crate::cells::{CHUNK, Cell, INLINE};
 use crate::reader::{Shared, matched};
 use crate::stretch;
 use crate::sync::{AtomicU64, Guard, Ordering};
@@ -11,6 +11,7 @@ use crate::table;
 use crate::words::Words;
 
 use super::budget::Need;
+use super::holders::Share;
 use super::{ApplyError, At, NIL, Node, ROOT, Writer, list};
 
 /// The shared part under the writer's own pin.
@@ -50,7 +51,7 @@ impl Writer {
 
     /// Name of the node's run; 0 for the root.
     pub(super) fn head(&self, node: u32, view: View<'_>) -> u64 {
-        if node == ROOT { 0 } else { self.cell(node, view).head(view.guard) }
+        if node == ROOT { 0 } else { self.cell(node, view).head() }
     }
 
     /// Follows `path` from a place as far as the tree goes. Returns where it ends and how many blocks it took.
@@ -92,7 +93,12 @@ impl Writer {
             splits.then(|| self.cell(at.node, view).run(view.guard)[at.off as usize].load(Ordering::Relaxed));
         self.check_names(names.chain(split_name), view)?;
         let copied = if splits || cuts || !tail.is_empty() { len as usize } else { 0 };
-        let holders = if splits || cuts { self.cell(at.node, view).used() as usize } else { 0 };
+        let holders = if splits || cuts {
+            let cell = self.cell(at.node, view);
+            (cell.used() as usize).max(cell.spill().get(view.guard).len())
+        } else {
+            0
+        };
         let need = Need {
             // Spill arrays grow by doubling, so that up to twice the holders of both halves are reserved.
             words: copied + rest.len() + 4 * holders,
@@ -198,9 +204,12 @@ impl Writer {
         let front = self.take_node(front_cell, parent);
         self.nodes[front as usize].used = self.nodes[node as usize].used;
         self.nodes[node as usize].cell = rest_cell;
+        let shares = self.take_shares(node, view.cell(old), view);
         self.fill_cell(front_cell, front, copy(front_run, 0), at, view);
         self.fill_cell(rest_cell, node, copy(rest_run, 0), rest_run.len() as u32, view);
-        self.divide_holders(old, front, node, at, view);
+        let (above, below) = self.divide(shares, front, at);
+        self.install(front, view.cell(front_cell), above, view);
+        self.install(node, view.cell(rest_cell), below, view);
 
         self.replace_child(node, front);
         self.nodes[front as usize].first_child = node;
@@ -208,8 +217,8 @@ impl Writer {
         (below.parent, below.prev_sibling, below.next_sibling) = (front, NIL, NIL);
         list::insert_newer_than(&mut self.nodes, &mut self.runs_by_use, node, front);
         self.live_runs += 1;
-        self.move_anchors((node, at), (node, 0), rest_run);
         self.move_anchors((node, 0), (front, 0), front_run);
+        self.move_anchors((node, at), (node, 0), rest_run);
 
         // The rest first: a reader that sees the short front must find what follows.
         self.enter_name(rest_name, rest_cell, view);
@@ -218,41 +227,179 @@ impl Writer {
         front
     }
 
+    /// Shares of a run that is being split after `at` blocks: those of the front and those of the rest. Records stay
+    /// with the rest where something of it is held.
+    fn divide(&mut self, shares: Vec<Share>, front: u32, at: u32) -> (Vec<Share>, Vec<Share>) {
+        let (mut above, mut below) = (Vec::with_capacity(shares.len()), Vec::with_capacity(shares.len()));
+        for share in shares {
+            let (slot, record) = (share.slot, share.record);
+            let (front_set, rest_set) = stretch::split(&share.stretches(), at);
+            let front_record = match (front_set.is_empty(), rest_set.is_empty()) {
+                (false, false) => self.divide_record(record, front),
+                _ => record,
+            };
+            if !front_set.is_empty() {
+                above.push(Share::new(slot, front_set, front_record));
+            }
+            if !rest_set.is_empty() {
+                below.push(Share::new(slot, rest_set, record));
+            }
+        }
+        (above, below)
+    }
+
     /// Cuts a run without children to its first `at` blocks, behind which nobody holds anything.
     ///
     /// A new cell, not a shorter length: a reader that has matched the old blocks must not combine them with holders
     /// of other blocks that come to stand in their place.
     fn cut(&mut self, node: u32, at: u32, view: View<'_>) {
-        if self.free_cells.is_empty() && !self.add_cells(view.shared) {
-            // Only when readers have stood still for long; the blocks stay until the next change here.
-            return;
-        }
-        let old = self.nodes[node as usize].cell;
-        let run = view.cell(old).run(view.guard);
-        let number = self.take_cell(view);
-        self.nodes[node as usize].cell = number;
-        self.fill_cell(number, node, copy(&run[..at as usize], 0), at, view);
+        let run = self.cell(node, view).run(view.guard);
         self.blocks -= (run.len() - at as usize) as u64;
         self.remove_anchors(node, at, &run[at as usize..]);
-        self.move_holders(old, node, view);
-        self.move_name(run[0].load(Ordering::Relaxed), number, view);
+        self.replace_cell(node, at, view);
+    }
+
+    /// Gives a node a new cell with its first `at` blocks, behind which nobody holds anything.
+    pub(super) fn replace_cell(&mut self, node: u32, at: u32, view: View<'_>) {
+        let number = self.take_cell(view);
+        let old = std::mem::replace(&mut self.nodes[node as usize].cell, number);
+        let cell = view.cell(old);
+        let shares = self.take_shares(node, cell, view);
+        self.fill_cell(number, node, copy(&cell.run(view.guard)[..at as usize], 0), at, view);
+        self.install(node, view.cell(number), shares, view);
+        self.move_name(cell.head(), number, view);
         self.bury_cell(old, view);
     }
 
-    /// After holders went: unlinks the run if it is of no use, then looks at its parent; or cuts it when at least
-    /// half of it is held by nobody.
-    pub(super) fn tidy(&mut self, mut node: u32, view: View<'_>) {
-        while node != ROOT && self.nodes[node as usize].first_child == NIL {
+    /// Merges a run with its parent, whose only child it is. The node is the child's, the name the parent's.
+    fn merge(&mut self, node: u32, view: View<'_>) {
+        let parent = self.nodes[node as usize].parent;
+        let (front_cell, rest_cell) = (self.nodes[parent as usize].cell, self.nodes[node as usize].cell);
+        let (front, rest) = (view.cell(front_cell), view.cell(rest_cell));
+        let (front_run, rest_run) = (front.run(view.guard), rest.run(view.guard));
+        let at = front_run.len() as u32;
+        let number = self.take_cell(view);
+        let blocks = front_run.iter().chain(rest_run).map(|block| block.load(Ordering::Relaxed));
+        let blocks = Words::new(front_run.len() + rest_run.len(), 0, blocks);
+        let above = self.take_shares(parent, front, view);
+        let below = self.take_shares(node, rest, view);
+        let shares = self.unite(above, below, at);
+        self.move_anchors((node, 0), (node, at), rest_run);
+        self.move_anchors((parent, 0), (node, 0), front_run);
+
+        // The node takes its parent's place among the siblings and in the order of use.
+        let used = self.nodes[parent as usize].used.max(self.nodes[node as usize].used);
+        list::remove(&mut self.nodes, &mut self.runs_by_use, node);
+        list::insert_newer_than(&mut self.nodes, &mut self.runs_by_use, parent, node);
+        list::remove(&mut self.nodes, &mut self.runs_by_use, parent);
+        self.replace_child(parent, node);
+        let above = self.nodes[parent as usize].parent;
+        let link = &mut self.nodes[node as usize];
+        (link.parent, link.cell, link.used) = (above, number, used);
+        self.nodes[parent as usize].cell = NIL;
+        self.free_nodes.push(parent);
+        self.live_runs -= 1;
+
+        let len = blocks.len() as u32;
+        self.fill_cell(number, node, blocks, len, view);
+        self.install(node, view.cell(number), shares, view);
+        // The whole first, then the marks on what it replaces, then the name of the rest goes: a reader that has passed
+        // the old front and misses the rest sees the mark and looks again.
+        let (front_name, rest_name) = (front.head(), rest.head());
+        self.move_name(front_name, number, view);
+        self.bury_cell(front_cell, view);
+        self.bury_cell(rest_cell, view);
+        self.remove_name(rest_name, rest_cell, view);
+    }
+
+    /// Shares of a merged run, from those of its first `at` blocks and those of the rest.
+    fn unite(&mut self, above: Vec<Share>, mut below: Vec<Share>, at: u32) -> Vec<Share> {
+        below.sort_unstable_by_key(|share| share.slot);
+        let mut taken = vec![false; below.len()];
+        let mut all = Vec::with_capacity(above.len() + below.len());
+        let shifted = |share: &Share| share.stretches().into_iter().map(move |(from, len)| (from + at, len));
+        for mut share in above {
+            if let Ok(place) = below.binary_search_by_key(&share.slot, |share| share.slot) {
+                taken[place] = true;
+                let other = &below[place];
+                if share.record == NIL {
+                    share.record = other.record;
+                } else if other.record != NIL {
+                    self.free_record(other.record);
+                }
+                let mut set = share.stretches();
+                for (from, len) in shifted(other) {
+                    stretch::add(&mut set, from, len);
+                }
+                share = Share::new(share.slot, set, share.record);
+            }
+            all.push(share);
+        }
+        let alone = below.iter().zip(taken).filter(|(_, taken)| !taken);
+        all.extend(alone.map(|(share, _)| Share::new(share.slot, shifted(share).collect(), share.record)));
+        all
+    }
+
+    /// After holders of a run went: gives the tree the shape that it should have now.
+    pub(super) fn tidy(&mut self, node: u32, view: View<'_>) {
+        if let Some(node) = self.shrink(node, view) {
+            self.absorb(node, view);
+        }
+    }
+
+    /// After holders of several runs went at once. The outcome is the same in whatever order the runs come: what is of no
+    /// use goes everywhere before anything is merged, and merges go by name.
+    pub(super) fn tidy_all(&mut self, nodes: &[u32], view: View<'_>) {
+        let mut names = Vec::new();
+        for &node in nodes {
+            // Unless it went with an earlier one. Numbers are not used again meanwhile.
+            if self.nodes[node as usize].cell != NIL
+                && let Some(node) = self.shrink(node, view)
+            {
+                names.push(self.head(node, view));
+            }
+        }
+        names.sort_unstable();
+        for name in names {
+            if let Some(node) = self.find(name, view) {
+                self.absorb(node, view);
+            }
+        }
+    }
+
+    /// Unlinks the run if it is of no use, then looks at its parent; or cuts it when at least half of it is held by
+    /// nobody. Returns the run at which this ended, if that has children.
+    fn shrink(&mut self, mut node: u32, view: View<'_>) -> Option<u32> {
+        while node != ROOT {
+            if self.nodes[node as usize].first_child != NIL {
+                return Some(node);
+            }
             let extent = self.extent(node, view);
             if extent > 0 {
                 if extent <= self.len(node, view) / 2 {
                     self.cut(node, extent, view);
                 }
-                return;
+                return None;
             }
             let parent = self.nodes[node as usize].parent;
             self.unlink(node, view);
             node = parent;
+        }
+        None
+    }
+
+    /// Merges a run with its child while that is the only one and the whole is no longer than a run may be.
+    fn absorb(&mut self, mut node: u32, view: View<'_>) {
+        loop {
+            let child = self.nodes[node as usize].first_child;
+            if child == NIL
+                || self.nodes[child as usize].next_sibling != NIL
+                || (self.len(node, view) + self.len(child, view)) as usize > MAX_RUN
+            {
+                return;
+            }
+            self.merge(child, view);
+            node = child;
         }
     }
 
@@ -276,13 +423,8 @@ impl Writer {
     pub(super) fn unlink(&mut self, node: u32, view: View<'_>) {
         let number = self.nodes[node as usize].cell;
         let cell = view.cell(number);
-        let head = cell.head(view.guard);
-        let table = view.shared.table.get(view.guard);
-        let found = table::probe(table, head, |other| other == number);
-        if let Some(found) = found {
-            self.table_dead += table::remove(table, found.index);
-        }
-        self.release_holders(number, view);
+        self.remove_name(cell.head(), number, view);
+        self.release_shares(node, cell, view);
         self.remove_anchors(node, 0, cell.run(view.guard));
         self.blocks -= u64::from(cell.len());
         self.live_runs -= 1;
@@ -319,7 +461,7 @@ impl Writer {
             next_sibling: NIL,
             newer: NIL,
             older: NIL,
-            used: self.now,
+            used: self.nodes[parent as usize].used,
         };
         match self.free_nodes.pop() {
             Some(free) => {
@@ -333,7 +475,8 @@ impl Writer {
         }
     }
 
-    /// A cell that no reader sees. There is one: callers have reserved it.
+    /// A cell that no reader sees. There is one: what grows has reserved it, and what shrinks takes of the second half
+    /// of the directory at worst.
     fn take_cell(&mut self, view: View<'_>) -> u32 {
         if self.free_cells.is_empty() {
             self.add_cells(view.shared);
@@ -357,13 +500,15 @@ impl Writer {
         let cell = view.cell(number);
         self.usage.blocks += blocks.bytes();
         cell.set_node(node);
-        cell.set_used(0);
+        cell.set_head(blocks.first());
+        cell.set_narrow();
         cell.blocks().replace(Some(blocks), &mut self.grave);
         cell.set_len(len);
     }
 
     fn bury_cell(&mut self, number: u32, view: View<'_>) {
         let cell = view.cell(number);
+        cell.set_node(Cell::MOVED);
         let words = |array: &[AtomicU64]| if array.is_empty() { 0 } else { Words::bytes_for(array.len()) };
         let blocks = words(cell.blocks().get(view.guard));
         let spill = words(cell.spill().get(view.guard));
@@ -378,7 +523,7 @@ impl Writer {
             cell.blocks().replace(None, &mut self.grave);
             cell.spill().replace(None, &mut self.grave);
             cell.set_len(0);
-            cell.set_used(0);
+            cell.set_narrow();
             self.free_cells.push(number);
         }
     }
@@ -397,10 +542,18 @@ impl Writer {
         }
     }
 
+    /// Takes the name of a cell out of the table.
+    fn remove_name(&mut self, name: u64, cell: u32, view: View<'_>) {
+        let table = view.shared.table.get(view.guard);
+        if let Some(found) = table::probe(table, name, |number| number == cell) {
+            self.table_dead += table::remove(table, found.index);
+        }
+    }
+
     /// Points a name in the table to another cell.
     fn move_name(&mut self, name: u64, cell: u32, view: View<'_>) {
         let table = view.shared.table.get(view.guard);
-        let found = table::probe(table, name, |number| view.cell(number).head(view.guard) == name);
+        let found = table::probe(table, name, |number| view.cell(number).head() == name);
         if let Some(found) = found {
             table::update(table, found.index, name, cell);
         }
@@ -412,7 +565,7 @@ impl Writer {
         let len = table::len_for(self.live_runs);
         let fresh: Vec<AtomicU64> = (0..len).map(|_| AtomicU64::new(0)).collect();
         for number in table::cells(old) {
-            table::insert(&fresh, view.cell(number).head(view.guard), number);
+            table::insert(&fresh, view.cell(number).head(), number);
         }
         if let Some((name, cell)) = extra {
             table::insert(&fresh, name, cell);
@@ -423,22 +576,11 @@ impl Writer {
         view.shared.table.replace(Some(words), &mut self.grave);
     }
 
-    /// One past the last block of a run that anybody holds.
-    pub(super) fn extent(&self, node: u32, view: View<'_>) -> u32 {
-        let (near, far) = self.cell(node, view).holders(view.guard);
-        let holders = near.iter().chain(far).filter_map(|word| Holder::unpack(word.load(Ordering::Relaxed)));
-        let mut extent = 0;
-        for holder in holders {
-            extent = extent.max(u32::from(holder.lead));
-            if self.has_behind(holder.record) {
-                extent = extent.max(self.behind.get(&holder.record).map_or(0, |set| stretch::extent(set)));
-            }
-        }
-        extent
-    }
-
     /// Holder positions of a cell that exist without a new array.
     pub(super) fn positions(&self, cell: &Cell, view: View<'_>) -> usize {
-        INLINE + cell.spill().get(view.guard).len()
+        match cell.wide(view.guard) {
+            Some(wide) => wide.room(),
+            None => INLINE + cell.spill().get(view.guard).len(),
+        }
     }
 }
