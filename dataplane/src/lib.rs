@@ -20,10 +20,12 @@ mod shard;
 mod shared;
 #[cfg(feature = "sim")]
 pub mod sim;
+mod token_mode;
 
 pub use control::{ControlOptions, ControlledGateway, start_controlled};
 pub use gateway::{Gateway, StartError, start, start_with};
 pub use instances::{StaticInstance, static_fleet};
-pub use options::{GatewayOptions, Limits, RetryOptions, Timeouts};
+pub use options::{GatewayOptions, Limits, RetryOptions, Timeouts, Tokenising};
 pub use shard::{AnswerNote, Gauge, Inbox, PlacementNote, Share, readiness};
 pub use shared::Shared;
+pub use token_mode::{TokenMode, TokenModels};

@@ -7,6 +7,7 @@ use fairlead_routing::PolicyName;
 
 use crate::http::HeadLimits;
 use crate::runtime::Driver;
+use crate::token_mode::TokenModels;
 
 /// Settings of the data plane. Every limit has a defined behaviour at the limit, named at the field.
 #[derive(Debug, Clone)]
@@ -29,6 +30,10 @@ pub struct GatewayOptions {
     pub block_bytes: u32,
     /// Blocks of a prompt that are hashed; the rest of a longer prompt is routed by this prefix.
     pub max_blocks: u32,
+    /// Tokenizers of models: their prompts are routed by token ids, as the engines cache them.
+    pub token_models: TokenModels,
+    /// How much work tokenising may be.
+    pub tokenising: Tokenising,
     /// Let members that steer engines (`kv_transfer_params` and the like) pass instead of answering 400.
     pub allow_steering: bool,
     /// Limits on what clients may send and hold.
@@ -53,11 +58,38 @@ impl Default for GatewayOptions {
             cluster_seed: 0,
             block_bytes: fairlead_tokens::DEFAULT_BLOCK_BYTES,
             max_blocks: fairlead_tokens::DEFAULT_MAX_BLOCKS,
+            token_models: TokenModels::default(),
+            tokenising: Tokenising::default(),
             allow_steering: false,
             limits: Limits::default(),
             timeouts: Timeouts::default(),
             retry: RetryOptions::default(),
             seed: 0,
+        }
+    }
+}
+
+/// Bounds on tokenising, for the models that have a tokenizer.
+#[derive(Debug, Clone)]
+pub struct Tokenising {
+    /// Longest request body whose prompt is rendered on its shard, bytes; a longer one goes to the helper thread.
+    pub in_line_body: usize,
+    /// Bytes of text that a shard tokenises itself for one request, beside what its cache knows; more goes to the
+    /// helper thread.
+    pub in_line_text: usize,
+    /// How long a request waits for the helper thread; then it is routed by its bytes.
+    pub deadline: Duration,
+    /// Memory of each thread's cache of tokenised parts of prompts, bytes. At the bound those not used for longest go.
+    pub cache_bytes: usize,
+}
+
+impl Default for Tokenising {
+    fn default() -> Self {
+        Self {
+            in_line_body: 64 << 10,
+            in_line_text: 4 << 10,
+            deadline: Duration::from_millis(20),
+            cache_bytes: 64 << 20,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What the shards of one process share with each other and with the control thread.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use fairlead_telemetry::Registry;
 use crate::options::GatewayOptions;
 use crate::runtime::Bell;
 use crate::shard::{AnswerNote, Gauge, Offload, PlacementNote};
+use crate::token_mode::TokenModels;
 
 /// Blocks of all queued placements together: 32 MiB of hashes.
 const MAX_PLACEMENT_BLOCKS: usize = 4 << 20;
@@ -26,6 +27,10 @@ pub struct Shared {
     /// Secret that enters every block hash. The control thread replaces it when the scheduler tells another one;
     /// prompts hashed before then simply match nothing.
     pub cluster_seed: AtomicU64,
+    /// Tokens in a block of token hashes; the scheduler tells it as it tells the seed.
+    pub block_tokens: AtomicU32,
+    /// Tokenizers, by the models that have one.
+    pub token_models: TokenModels,
     /// Client connections open.
     pub connections: Arc<Gauge>,
     /// Requests being forwarded.
@@ -70,6 +75,8 @@ impl Shared {
         Ok(Arc::new(Self {
             fleet,
             cluster_seed: AtomicU64::new(options.cluster_seed),
+            block_tokens: AtomicU32::new(fairlead_tokens::DEFAULT_BLOCK_TOKENS),
+            token_models: options.token_models.clone(),
             connections: Gauge::new(limits.max_connections),
             in_flight: Gauge::new(limits.max_in_flight),
             body_bytes: Gauge::new(limits.body_budget),

@@ -77,6 +77,7 @@ impl Scheduler {
             heartbeat_us: u64::try_from(options.heartbeat.as_micros()).unwrap_or(u64::MAX).max(10_000),
             max_targets: options.max_targets,
             index_bytes: options.index_bytes,
+            block_tokens: options.block_tokens,
             ..TruthConfig::default()
         };
         let truth = Truth::new(config, epoch, seed, clock.now_us());

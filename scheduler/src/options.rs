@@ -23,6 +23,8 @@ pub struct SchedulerOptions {
     pub max_targets: usize,
     /// Interval of heartbeats. A peer that misses three is gone.
     pub heartbeat: Duration,
+    /// Tokens of one block of a prompt that is routed by token ids, for the whole cluster.
+    pub block_tokens: u32,
     /// Limits of links.
     pub links: LinkOptions,
     /// Messages from all links that wait for the one task that owns the state. At the bound links are read no
@@ -43,6 +45,7 @@ impl SchedulerOptions {
             index_bytes: 1 << 30,
             max_targets: fairlead_replication::TruthConfig::default().max_targets,
             heartbeat: Duration::from_secs(1),
+            block_tokens: fairlead_replication::TruthConfig::default().block_tokens,
             // What waits for a slow gateway waits in the truth, where it is coalesced; the queues only keep the
             // connection busy.
             links: LinkOptions { send_frames: 64, send_bytes: 512 << 10, ..LinkOptions::default() },

@@ -16,6 +16,7 @@ use fairlead_replication::ReplicaConfig;
 use fairlead_transport::{ANY_NAME, LinkOptions};
 use fairlead_wire::msg::Role;
 
+use super::tokenizers::{self, TokenizerArgs};
 use super::{config, identity, out, signals};
 
 /// How long requests in flight may take to end after the first signal; a second signal ends them at once.
@@ -28,11 +29,14 @@ pub struct GatewayArgs {
     /// Configuration file; its `gateway:` section is read
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    #[command(flatten)]
+    tokenizers: TokenizerArgs,
 }
 
 pub fn run(args: GatewayArgs) -> anyhow::Result<ExitCode> {
     let config = config::load(&args.config)?;
-    let (options, control) = options(&config)?;
+    let (mut options, control) = options(&config)?;
+    args.tokenizers.add(&mut options.token_models)?;
     let policy = options.policy;
     let gateway = start_controlled(options, control)?;
     let admin = gateway.admin_addr().map(|addr| format!(" admin=http://{addr}")).unwrap_or_default();
@@ -115,6 +119,8 @@ pub fn options(config: &Config) -> anyhow::Result<(GatewayOptions, ControlOption
         base_path: section.base_path.as_str().to_owned(),
         policy: section.policy,
         cluster_seed: seed,
+        token_models: tokenizers::models(section)?,
+        tokenising: tokenizers::bounds(section),
         allow_steering: section.allow_steering,
         limits: Limits {
             head: HeadLimits { max_bytes: section.max_head.bytes(), ..HeadLimits::default() },

@@ -12,6 +12,7 @@ mod scheduler;
 mod signals;
 mod sim;
 mod status;
+mod tokenizers;
 mod up;
 
 use std::process::ExitCode;

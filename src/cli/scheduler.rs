@@ -44,5 +44,6 @@ fn options(config: &Config) -> anyhow::Result<SchedulerOptions> {
     options.admin = section.admin;
     options.index_bytes = section.index_bytes.bytes();
     options.heartbeat = section.heartbeat;
+    options.block_tokens = section.block_tokens;
     Ok(options)
 }

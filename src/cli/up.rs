@@ -18,6 +18,7 @@ use fairlead_transport::{ANY_NAME, Authority, LinkOptions};
 use fairlead_wire::msg::Role;
 
 use super::sim::UpSimArgs;
+use super::tokenizers::TokenizerArgs;
 use super::{gateway, out, signals};
 
 /// How long the ready line waits for the rest of the engines once one is ready.
@@ -53,6 +54,8 @@ pub struct UpArgs {
     /// Prefix of all paths
     #[arg(long, default_value = "", value_name = "PATH")]
     base_path: String,
+    #[command(flatten)]
+    tokenizers: TokenizerArgs,
 }
 
 pub fn run(args: UpArgs) -> anyhow::Result<ExitCode> {
@@ -64,6 +67,7 @@ pub fn run(args: UpArgs) -> anyhow::Result<ExitCode> {
     options.shards = args.shards.map_or(0, usize::from);
     options.driver = args.driver;
     options.policy = args.policy;
+    args.tokenizers.add(&mut options.token_models)?;
 
     let runtime = signals::runtime(2)?;
     let outcome = runtime.block_on(async move {

@@ -144,6 +144,7 @@ impl Desk {
     /// There is a link.
     pub fn connected(&mut self, welcome: &Welcome, now_us: u64) {
         self.shared.cluster_seed.store(welcome.cluster_seed, Ordering::Relaxed);
+        self.shared.block_tokens.store(welcome.block_tokens.max(1), Ordering::Relaxed);
         self.replica.connected(welcome, now_us);
     }
 

@@ -39,6 +39,11 @@ const GAPS: Definition =
     Definition::new("fairlead_replica_gaps_total", "Deltas that were missed and asked for", &[]);
 const CONNECTIONS: Definition =
     Definition::new("fairlead_client_connections", "Client connections open", &[]);
+const TOKEN_MODE: Definition = Definition::new(
+    "fairlead_token_mode",
+    "Of models with a tokenizer: 1 while prompts are routed by token ids, 0 since the tokenizer was found to be wrong",
+    &["model"],
+);
 const BODY_BYTES: Definition = Definition::new("fairlead_body_bytes", "Bytes of request bodies held", &[]);
 
 /// The newest status of the replica, with the time at which it was taken.
@@ -65,6 +70,12 @@ pub(super) fn register(registry: &Registry, shared: &Arc<Shared>, status: &Publi
     registry.counter_callback(&PLACEMENTS_DROPPED, move |s| s.push(&[], of.placements_dropped() as f64));
     let of = shared.clone();
     registry.gauge_callback(&CONNECTIONS, move |s| s.push(&[], of.connections.used() as f64));
+    let of = shared.clone();
+    registry.gauge_callback(&TOKEN_MODE, move |samples| {
+        for mode in of.token_models.all() {
+            samples.push(&[mode.name()], f64::from(u8::from(mode.is_on())));
+        }
+    });
     let of = shared.clone();
     registry.gauge_callback(&BODY_BYTES, move |s| s.push(&[], of.body_bytes.used() as f64));
 

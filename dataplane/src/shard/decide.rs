@@ -11,8 +11,10 @@ use fairlead_wire::TargetId;
 use fairlead_wire::msg::HashSpace;
 
 use super::answer::{Refusal, shown};
+use super::tokenise::{self, Draft};
 use crate::options::GatewayOptions;
 use crate::shared::Shared;
+use crate::token_mode::TokenMode;
 
 /// What the shard told the control thread about one pick.
 #[derive(Debug, Clone)]
@@ -45,12 +47,53 @@ pub struct Prompt {
     pub model: Arc<str>,
     /// The answer is to come as a stream of events.
     pub stream: bool,
-    /// Chained hashes of the canonical prompt's whole blocks.
+    /// Chained hashes of the prompt's whole blocks: of its token ids, or of its canonical bytes.
     pub path: Arc<Vec<u64>>,
-    /// Bytes of the canonical prompt.
+    /// Bytes of the canonical prompt; 0 where it was hashed by token ids.
     pub bytes: u64,
-    /// Estimated tokens of the prompt.
+    /// Tokens of the prompt: exact where it was tokenised, else estimated.
     pub tokens: u32,
+    /// Set where `path` is of token ids.
+    pub tokenised: Option<Tokenised>,
+    /// Where the prompt was tokenised, or why it was not; `None` for a model without a tokenizer.
+    pub how: Option<&'static str>,
+}
+
+/// How a prompt was tokenised.
+#[derive(Debug, Clone)]
+pub struct Tokenised {
+    /// The model's tokenizer.
+    pub mode: Arc<TokenMode>,
+    /// Tokens in a block of the path.
+    pub block: u32,
+}
+
+impl Prompt {
+    /// What the path's blocks are made of.
+    pub fn space(&self) -> HashSpace {
+        if self.tokenised.is_some() { HashSpace::Tokens } else { HashSpace::Bytes }
+    }
+}
+
+/// Where a body is read, and so how much work it may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effort {
+    /// On a shard: text that would take long to tokenise is left to the helper thread.
+    Shard,
+    /// On the helper thread, whatever it takes.
+    Helper,
+    /// Without tokenising, for this reason.
+    BytesOnly(&'static str),
+}
+
+/// What came of reading a body.
+pub enum Reading {
+    /// All that a decision needs.
+    Ready(Prompt),
+    /// The prompt is rendered; parts of it are to be tokenised on the helper thread.
+    Parts(Box<Draft>),
+    /// The whole body is to be read on the helper thread.
+    Whole,
 }
 
 /// Most model names listed in an error message.
@@ -65,7 +108,8 @@ pub fn read_prompt(
     api: Api,
     shared: &Shared,
     options: &GatewayOptions,
-) -> Result<Prompt, Refusal> {
+    effort: Effort,
+) -> Result<Reading, Refusal> {
     let scan = fairlead_openai::scan(body, api).map_err(|error| {
         Refusal::new(400, error.to_string()).code("invalid_json").param_from(&error.place)
     })?;
@@ -88,10 +132,18 @@ pub fn read_prompt(
                 .param("model")
         })?,
     };
+    let mut how = None;
+    if !shared.token_models.is_empty() {
+        match tokenise::read(body, &scan, api, entry, shared, options, effort) {
+            Ok(reading) => return Ok(reading),
+            Err(why) => how = why,
+        }
+    }
     let mut path = Vec::new();
     let bytes = hash(body, &scan, api, shared, options, &entry.name, &mut path);
     let tokens = (bytes as f32 / entry.cells.bytes_per_token()).ceil() as u32;
-    Ok(Prompt { api, model: entry.name.clone(), stream: scan.stream, path: Arc::new(path), bytes, tokens })
+    let (model, path) = (entry.name.clone(), Arc::new(path));
+    Ok(Reading::Ready(Prompt { api, model, stream: scan.stream, path, bytes, tokens, tokenised: None, how }))
 }
 
 fn hash(

@@ -8,18 +8,17 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use fairlead_openai::Api;
 use fairlead_routing::{NoPlan, Plan, TargetEntry};
-use fairlead_wire::msg::HashSpace;
 
 use super::answer::Refusal;
 use super::budget::Share;
 use super::deadlines::Guard;
-use super::decide::{PlacementNote, Prompt, pick, read_prompt};
+use super::decide::{Effort, PlacementNote, Prompt, Reading, pick, read_prompt};
 use super::relay::{ClientSide, Ended, Observer, Stream};
 use super::upstream::{
     Cause, Exchanged, Outgoing, READ_SMALL, Reads, Upstream, Waited, acquire, exchange, unless_gone,
 };
 use super::watch::Watch;
-use super::{Shard, observe, probe};
+use super::{Shard, observe, probe, tokenise};
 use crate::http::{
     BodyReader, ClientHead, OutgoingBody, RequestHead, RequestIdRule, ResponseHead, UpstreamHead,
 };
@@ -100,6 +99,9 @@ pub async fn forward<R: Runtime>(
         }
     };
     shard.retries.request();
+    if let Some(how) = prompt.how {
+        shard.metrics.tokenised(&prompt.model, how);
+    }
     let model = prompt.model.clone();
     let outcome = Attempts { shard, client, request, prompt, tried: Vec::new() }.run().await;
     match &outcome {
@@ -118,18 +120,53 @@ async fn read<R: Runtime>(
     watch: &mut Watch<R>,
     request: &Incoming<'_>,
 ) -> Waited<Result<Prompt, Refusal>> {
-    let api = request.api;
-    if request.body.len() <= IN_LINE {
-        return Waited::Got(read_prompt(&request.body, api, &shard.shared, &shard.options));
+    let (api, tokenising) = (request.api, &shard.options.tokenising);
+    let bytes_only =
+        |why| ready(read_prompt(&request.body, api, &shard.shared, &shard.options, Effort::BytesOnly(why)));
+    let large = request.body.len() > IN_LINE;
+    if !large {
+        match read_prompt(&request.body, api, &shard.shared, &shard.options, Effort::Shard) {
+            Ok(Reading::Ready(prompt)) => return Waited::Got(Ok(prompt)),
+            Err(refusal) => return Waited::Got(Err(refusal)),
+            Ok(Reading::Parts(draft)) => {
+                let reading = tokenise::on_helper(shard, *draft);
+                return match unless_gone(R::within(tokenising.deadline, reading), watch).await {
+                    Waited::Got(Some(Some(prompt))) => Waited::Got(Ok(prompt)),
+                    Waited::Got(Some(None)) => Waited::Got(bytes_only("helper_busy")),
+                    Waited::Got(None) => Waited::Got(bytes_only("late")),
+                    Waited::Gone => Waited::Gone,
+                };
+            }
+            Ok(Reading::Whole) => {}
+        }
     }
     let (body, shared, options) = (request.body.clone(), shard.shared.clone(), shard.options.clone());
-    let reading = shard.shared.offload.run(move || read_prompt(&body, api, &shared, &options));
-    match unless_gone(reading, watch).await {
-        Waited::Got(prompt) => Waited::Got(prompt.unwrap_or_else(|| {
-            Err(Refusal::new(500, "the request's body could not be read").code("internal_error"))
-        })),
+    let work = move || ready(read_prompt(&body, api, &shared, &options, Effort::Helper));
+    if large {
+        return match unless_gone(shard.shared.offload.run(work), watch).await {
+            Waited::Got(prompt) => Waited::Got(prompt.unwrap_or_else(|| Err(unreadable()))),
+            Waited::Gone => Waited::Gone,
+        };
+    }
+    let reading = shard.shared.offload.run_if_room(work);
+    match unless_gone(R::within(tokenising.deadline, reading), watch).await {
+        Waited::Got(Some(Some(prompt))) => Waited::Got(prompt),
+        Waited::Got(Some(None)) => Waited::Got(bytes_only("helper_busy")),
+        Waited::Got(None) => Waited::Got(bytes_only("late")),
         Waited::Gone => Waited::Gone,
     }
+}
+
+/// A reading that may not be left half done.
+fn ready(reading: Result<Reading, Refusal>) -> Result<Prompt, Refusal> {
+    match reading? {
+        Reading::Ready(prompt) => Ok(prompt),
+        Reading::Parts(_) | Reading::Whole => Err(unreadable()),
+    }
+}
+
+fn unreadable() -> Refusal {
+    Refusal::new(500, "the request's body could not be read").code("internal_error")
 }
 
 struct Attempts<'a, R: Runtime> {
@@ -205,7 +242,7 @@ impl<R: Runtime> Attempts<'_, R> {
             self.shard.shared.place(PlacementNote {
                 target: target.id,
                 path: self.prompt.path.clone(),
-                space: HashSpace::Bytes,
+                space: self.prompt.space(),
                 keep,
             });
         }

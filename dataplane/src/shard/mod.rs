@@ -13,6 +13,7 @@ mod pool;
 mod probe;
 mod relay;
 mod routes;
+mod tokenise;
 mod upstream;
 mod watch;
 

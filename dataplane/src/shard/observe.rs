@@ -5,20 +5,27 @@ use std::cell::RefCell;
 use fairlead_openai::Usage;
 use fairlead_replication::CacheAnswer;
 use fairlead_routing::Plan;
-use fairlead_telemetry::{Buckets, Counter, Histogram, Local, Registry, names};
+use fairlead_telemetry::{Buckets, Counter, Definition, Histogram, Local, Registry, names};
 use fairlead_wire::TargetId;
-use fairlead_wire::msg::HashSpace;
+use fairlead_wire::msg::CacheSource;
 
 use super::Shard;
 use super::decide::{AnswerNote, Prompt};
 use super::relay::Ended;
 use super::upstream::Cause;
 use crate::runtime::Runtime;
+use crate::token_mode::Compared;
 
 /// Status counted for requests whose client left before it was answered.
 pub const CLIENT_LEFT: u16 = 499;
 /// Model counted for requests that never got as far as a model.
 const NO_MODEL: &str = "";
+
+const TOKENISED: Definition = Definition::new(
+    "fairlead_tokenised_prompts_total",
+    "Prompts of models with a tokenizer: tokenised on the shard or its helper, or why routed by bytes",
+    &["model", "how"],
+);
 
 /// One shard's cells.
 pub struct Metrics {
@@ -29,6 +36,7 @@ pub struct Metrics {
     tpot: Histogram,
     overhead: Histogram,
     cached_prediction: Histogram,
+    tokenised: RefCell<Local<Counter>>,
 }
 
 impl Metrics {
@@ -43,6 +51,7 @@ impl Metrics {
             ttft: histogram(&names::TTFT, Buckets::LATENCY),
             tpot: histogram(&names::TPOT, Buckets::LATENCY),
             overhead: histogram(&names::OVERHEAD, Buckets::OVERHEAD),
+            tokenised: counters(&TOKENISED),
             cached_prediction: histogram(&names::CACHED_TOKENS_PREDICTION, Buckets::RATIO),
         }
     }
@@ -50,6 +59,11 @@ impl Metrics {
     /// Counts a decision.
     pub fn picked(&self, plan: &Plan) {
         self.picks.borrow_mut().get(&[plan.policy.as_str(), plan.reason.as_str()]).inc();
+    }
+
+    /// Counts a prompt of a model that has a tokenizer.
+    pub fn tokenised(&self, model: &str, how: &str) {
+        self.tokenised.borrow_mut().get(&[model, how]).inc();
     }
 
     /// Counts a retry.
@@ -121,13 +135,29 @@ pub fn answered<R: Runtime>(shard: &Shard<R>, answered: &Answered<'_>) {
     let Some(usage) = answered.usage else { return };
     let table = shard.shared.fleet.table();
     let Some(model) = table.model(&answered.prompt.model) else { return };
+    let prompt = answered.prompt;
+    let blocks = u64::from(answered.cached_blocks);
+    let predicted = match &prompt.tokenised {
+        // The last token of a prompt is always computed.
+        Some(by) => (blocks * u64::from(by.block)).min(u64::from(prompt.tokens).saturating_sub(1)) as f64,
+        None => {
+            blocks as f64 * f64::from(shard.options.block_bytes) / f64::from(model.cells.bytes_per_token())
+        }
+    };
+    if let Some(by) = &prompt.tokenised {
+        let exact = table.get(answered.target).is_some_and(|entry| entry.cache == CacheSource::Events);
+        by.mode.compare(&Compared {
+            computed: u64::from(prompt.tokens),
+            counted: usage.prompt_tokens,
+            cached: usage.cached_tokens.filter(|_| exact).map(|cached| (predicted as u64, cached)),
+            block: by.block,
+        });
+    }
     if let Some(cached) = usage.cached_tokens {
-        let bytes = f64::from(answered.cached_blocks) * f64::from(shard.options.block_bytes);
-        let predicted = bytes / f64::from(model.cells.bytes_per_token());
         // One token on both sides keeps "nothing predicted, nothing cached" at one.
         metrics.cached_prediction.observe((predicted + 1.0) / (cached as f64 + 1.0));
         let answer = CacheAnswer {
-            space: HashSpace::Bytes,
+            space: prompt.space(),
             predicted_tokens: predicted as u64,
             cached_tokens: cached,
             prompt_tokens: usage.prompt_tokens,

@@ -39,6 +39,26 @@ impl Offload {
         outcome.value.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
+    /// Like [`run`](Self::run), but where the queue is full the work is not done at all: `None` at once.
+    pub async fn run_if_room<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        let outcome = Arc::new(Outcome { value: Mutex::new(None), done: Notify::default() });
+        let promise = Promise(outcome.clone());
+        let job: Job = Box::new(move || {
+            let value = work();
+            *promise.0.value.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
+        });
+        match self.jobs.get_or_init(start) {
+            // A job that is dropped keeps its promise all the same.
+            Some(jobs) => drop(jobs.try_send(job)),
+            None => job(),
+        }
+        outcome.done.notified().await;
+        outcome.value.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     fn put(&self, job: Job) {
         let jobs = self.jobs.get_or_init(start);
         let refused = match jobs {
@@ -126,6 +146,20 @@ mod tests {
         let offload = Offload::default();
         assert_eq!(wait(offload.run(|| -> u32 { panic!("for the test") })), None);
         assert_eq!(wait(offload.run(|| 7)), Some(7));
+    }
+
+    #[test]
+    fn at_the_bound_work_may_be_left_undone() {
+        let offload = Offload::default();
+        let (release, held) = channel::<()>();
+        offload.put(Box::new(move || {
+            let _ = held.recv();
+        }));
+        for _ in 0..=QUEUE {
+            offload.put(Box::new(|| {}));
+        }
+        assert_eq!(wait(offload.run_if_room(|| 7)), None);
+        drop(release);
     }
 
     #[test]

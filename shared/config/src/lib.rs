@@ -15,7 +15,9 @@ mod types;
 pub use error::ConfigError;
 pub use reference::reference_markdown;
 pub use schema::{KeyDoc, SectionDoc};
-pub use sections::{Agent, Config, Gateway, Instance, Log, Retry, Scheduler, Timeouts, Upstream};
+pub use sections::{
+    Agent, Config, Gateway, Instance, Log, ModelFiles, Retry, Scheduler, Timeouts, Tokenising, Upstream,
+};
 pub use setting::{Setting, Size};
 pub use types::{BasePath, Driver, HostPort, HttpUrl, LogFilter, LogFormat, Shards};
 

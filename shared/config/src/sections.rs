@@ -71,6 +71,11 @@ section! {
         /// Instances known without a scheduler: served when there is none, and after a start during which none
         /// answered within `wait_for_snapshot`.
         instances: Vec<Instance> = Vec::new();
+        /// Tokenizers. The prompts of a model that has one are routed by token ids, as its engines cache them; all others
+        /// by their bytes, which needs nothing.
+        models: Vec<ModelFiles> = Vec::new();
+        /// How much work tokenising may be.
+        tokenising: Tokenising = Tokenising::default();
         /// Longest request body; a longer one is answered 413.
         max_body: Size = Size::mib(64) => Size(1024), Size::mib(16 * 1024);
         /// Longest request head; a longer one is answered 431.
@@ -115,6 +120,35 @@ section! {
         url: Option<HttpUrl> = None;
         /// Names of the models it serves. Must be given: without a scheduler nobody asks the engine.
         models: Vec<String> = Vec::new();
+    }
+}
+
+section! {
+    /// The files must be those of the engines. Where they are not, most prompts have another number of tokens there; that
+    /// is noticed, logged once, and the model's prompts are then routed by their bytes.
+    pub struct ModelFiles {
+        /// Name by which clients ask for the model. Its LoRA adapters follow. Without it: all models that have no entry of
+        /// their own.
+        name: Option<String> = None;
+        /// A `tokenizer.json`, or the folder that holds it, with `tokenizer_config.json` and `chat_template.jinja` beside
+        /// it where the model has them. Must be given.
+        tokenizer: Option<PathBuf> = None;
+        /// A file with the chat template, where the engines were given one.
+        chat_template: Option<PathBuf> = None;
+    }
+}
+
+section! {
+    /// What is not cached and too long for a shard goes to a helper thread; a request that waits for it too long is
+    /// routed by its bytes.
+    pub struct Tokenising {
+        /// Memory of each shard's cache of tokenised messages, and of the helper's; beyond it those not used for longest
+        /// go.
+        cache: Size = Size::mib(64) => Size(0), Size::mib(64 * 1024);
+        /// Longest text that a shard tokenises itself for one request, beside what its cache knows.
+        in_line: Size = Size(4 << 10) => Size(0), Size::mib(1);
+        /// Longest wait for the helper thread.
+        deadline: Duration = ms(20) => ms(0), secs(10);
     }
 }
 
@@ -170,6 +204,9 @@ section! {
         /// Memory for the prefix index; beyond it the longest unused prefixes are forgotten, here and in every
         /// gateway.
         index_bytes: Size = Size::mib(1024) => Size::mib(1), Size::mib(1024 * 1024);
+        /// Tokens in a block of the prompts that are routed by token ids, the same for the whole cluster. A multiple of
+        /// the engines' pages serves best.
+        block_tokens: u32 = 64 => 1, 1024;
         /// Interval of heartbeats with every peer. Three missed ones remove an instance.
         heartbeat: Duration = secs(1) => ms(10), secs(60);
     }
@@ -225,6 +262,13 @@ impl Check for Gateway {
             let allowed = "another address than listen's";
             return Err(ConfigError::value(&join(path, "admin"), self.listen, allowed));
         }
+        let mut models: Vec<_> =
+            self.models.iter().map(|model| model.name.as_deref().unwrap_or("*")).collect();
+        models.sort_unstable();
+        if let Some(pair) = models.windows(2).find(|pair| pair[0] == pair[1]) {
+            let at = join(path, "models");
+            return Err(ConfigError::value(&at, format!("{:?} twice", pair[0]), "one entry for each model"));
+        }
         let mut names: Vec<String> = self.instances.iter().filter_map(Instance::name).collect();
         names.sort_unstable();
         match names.windows(2).find(|pair| pair[0] == pair[1]) {
@@ -273,7 +317,17 @@ impl Check for Agent {
     }
 }
 
+impl Check for ModelFiles {
+    fn check(&self, path: &str) -> Result<(), ConfigError> {
+        match &self.tokenizer {
+            Some(_) => Ok(()),
+            None => Err(ConfigError::Missing { path: join(path, "tokenizer"), allowed: PathBuf::allowed() }),
+        }
+    }
+}
+
 impl Check for Config {}
+impl Check for Tokenising {}
 impl Check for Retry {}
 impl Check for Timeouts {}
 impl Check for Upstream {}

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ahash::AHashMap;
 use fairlead_wire::msg::{CacheSource, InstanceInfo};
-use fairlead_wire::{Slot, TargetId};
+use fairlead_wire::{Slot, TargetId, hash_names};
 
 use super::cells::{ModelCells, TargetCells};
 
@@ -54,6 +54,8 @@ impl TargetEntry {
 pub struct ModelEntry {
     /// Name by which clients ask for it.
     pub name: Arc<str>,
+    /// Base model and LoRA adapter (empty for none): the names that enter the hashes of its token ids.
+    pub hash_names: (Arc<str>, Arc<str>),
     /// Its targets, ready or not.
     pub targets: Vec<Arc<TargetEntry>>,
     /// What a decision reads of each of `targets`, side by side in the same order.
@@ -63,8 +65,8 @@ pub struct ModelEntry {
 }
 
 impl ModelEntry {
-    fn new(name: Arc<str>, cells: Arc<ModelCells>) -> Self {
-        Self { name, targets: Vec::new(), rows: Vec::new(), cells }
+    fn new(name: Arc<str>, hash_names: (Arc<str>, Arc<str>), cells: Arc<ModelCells>) -> Self {
+        Self { name, hash_names, targets: Vec::new(), rows: Vec::new(), cells }
     }
 
     fn push(&mut self, target: Arc<TargetEntry>) {
@@ -108,7 +110,9 @@ impl TargetTable {
                         Some(old) => (old.name.clone(), old.cells.clone()),
                         None => (Arc::from(name), Arc::default()),
                     };
-                    models.insert(name.clone(), ModelEntry::new(name, cells));
+                    let (base, adapter) = hash_names(&entry.info.models, &name).unwrap_or((&name, ""));
+                    let hash_names = (base.into(), adapter.into());
+                    models.insert(name.clone(), ModelEntry::new(name, hash_names, cells));
                 }
                 if let Some(listed) = models.get_mut(name) {
                     listed.push(entry.clone());

@@ -83,6 +83,11 @@ impl PieceCache {
         }
     }
 
+    /// The bound.
+    pub fn max_bytes(&self) -> usize {
+        self.max_bytes
+    }
+
     /// Bytes in use.
     pub fn bytes(&self) -> usize {
         self.young_bytes + self.old_bytes

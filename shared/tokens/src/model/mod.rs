@@ -2,6 +2,7 @@
 
 mod added;
 mod cache;
+mod completion;
 mod files;
 
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -171,6 +172,18 @@ impl TokenModel {
         let template = self.template.as_ref().ok_or(EncodeError::NoTemplate)?;
         let (text, add_special) = template.render(body)?;
         Ok(self.render_text(text, add_special))
+    }
+
+    /// The prompt that an engine makes of the body of a completions request: a text, or token ids.
+    ///
+    /// # Errors
+    /// The body is not what engines accept, or holds something else than one prompt.
+    pub fn render_completion(&self, body: &[u8]) -> Result<Rendered, EncodeError> {
+        let (prompt, add_special) = completion::read(body)?;
+        Ok(match prompt {
+            completion::Prompt::Text(text) => self.render_text(text, add_special),
+            completion::Prompt::Ids(before) => Rendered { before, ..Rendered::default() },
+        })
     }
 
     /// A prompt that is text already, as in a completions request. With `add_special`, what the tokenizer puts around
