@@ -103,6 +103,7 @@ impl Admin {
             let absent = unknown >> at & 1;
             let _ = writeln!(page, "{name}{{engine=\"{label}\",metric=\"{metric}\"}} {absent}");
         }
+        stats.kv.write(&mut page);
         page
     }
 }

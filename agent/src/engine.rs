@@ -1,6 +1,7 @@
 //! What is behind the URL: probes, models, the metrics page, and which engine it is.
 
 use crate::http::{Client, HttpError, Limits, Origin};
+use crate::kv::endpoints::{self, Source};
 use crate::metrics::{Field, Reader, Sample};
 use crate::tracker::{REQUESTS_MAX, kv_tokens};
 use fairlead_wire::limits;
@@ -66,6 +67,8 @@ pub(crate) struct Description {
     pub started: Option<f64>,
     /// Why there are no figures, when there are none.
     pub no_page: Option<ScrapeError>,
+    /// Where its KV-cache events are to be had, as it says itself; why that cannot be used.
+    pub streams: Result<Vec<Source>, String>,
 }
 
 pub(crate) struct Engine {
@@ -213,6 +216,14 @@ impl Engine {
             Some("decode") => ServingRole::Decode,
             _ => ServingRole::Both,
         };
+        let streams = match (kind, &server) {
+            (EngineKind::Vllm, _) => self.streams().await?,
+            (_, Some(server)) => match server.get("kv_events") {
+                Some(said) if said.is_object() => endpoints::sglang(said, self.client.host()),
+                _ => Ok(Vec::new()),
+            },
+            _ => Ok(Vec::new()),
+        };
         let sample = self.reader.finish();
         let page_ranks = sample.ranks() as u64;
         let ranks = page_ranks.max(number("dp_size").unwrap_or(1)).clamp(1, crate::metrics::MAX_RANKS as u64);
@@ -236,6 +247,7 @@ impl Engine {
             kv_tokens: kv_tokens.filter(|tokens| *tokens <= limits::MAX_COUNT),
             started: sample.started(),
             no_page,
+            streams,
         })
     }
 
@@ -247,6 +259,16 @@ impl Engine {
         }
         let said: Option<Value> = serde_json::from_slice(&body).ok();
         Ok(said.and_then(|said| Some(said.get("version")?.as_str()?.to_owned())).unwrap_or_default())
+    }
+
+    /// vLLM's list of event streams; versions that have none do not say where theirs are.
+    async fn streams(&mut self) -> Result<Result<Vec<Source>, String>, NotReady> {
+        let (status, body) = self.client.get_body("/kv_event_sources", self.limits(DESCRIPTION_BODY)).await?;
+        if status != 200 {
+            return Ok(Ok(Vec::new()));
+        }
+        let said = serde_json::from_slice::<Value>(&body).map_err(|e| e.to_string());
+        Ok(said.and_then(|said| endpoints::vllm(&said, self.client.host())))
     }
 
     /// SGLang's description of itself, under the name of either generation.

@@ -105,6 +105,11 @@ impl Origin {
         })
     }
 
+    /// The host: a name or an address, without brackets.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
     /// `host:port`.
     pub fn authority(&self) -> &str {
         &self.authority
@@ -145,6 +150,11 @@ pub(crate) struct Client {
 impl Client {
     pub fn new(origin: Origin) -> Self {
         Self { origin, connection: None }
+    }
+
+    /// The engine's host: a name or an address, without brackets.
+    pub fn host(&self) -> &str {
+        &self.origin.host
     }
 
     /// Resolves when the kept connection ends. Pending while there is none. Cancel-safe.

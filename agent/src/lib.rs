@@ -2,13 +2,16 @@
 //!
 //! ```text
 //!  engine ◀─GET─ monitor ──newest state──▶ uplink ──QUIC──▶ scheduler
-//!                (probe, scrape)  (watch)  (register, report, heartbeat)
+//!                (probe, scrape)  (watch)  (register, report, heartbeat, cache events)
+//!         ─ZeroMQ▶ [kv] ──────changes──────▶
 //! ```
 //!
 //! *Monitor*: waits until the engine is ready, finds out which one it is, probes its health each second and reads
 //! its metrics page, often while it works and seldom while it is idle. *Uplink*: holds the link to the scheduler and
 //! sends the newest state on each change and with each heartbeat. Between the two stands one cell that holds only
 //! the newest state, so a slow or absent scheduler costs no memory and delays no probe.
+//!
+//! *Streams* ([`kv`]): follow the engine's KV-cache events, where it publishes them, and tell what it holds.
 //!
 //! Everything is a future on the caller's runtime; an agent needs no thread, and many share one (`fairlead up`).
 //! What engines send is bounded on reading (pages 8 MiB, lines 16 KiB, 256 models) and never trusted: a figure that is
@@ -28,7 +31,7 @@ mod state;
 mod tracker;
 mod uplink;
 
-pub use options::{AgentError, AgentOptions, Intervals};
+pub use options::{AgentError, AgentOptions, Intervals, KV_BYTES, KvEvents};
 pub use state::AgentState;
 
 use admin::Admin;
@@ -38,7 +41,7 @@ use state::{Published, Stats};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use uplink::Uplink;
 
@@ -64,8 +67,18 @@ impl Agent {
         let (state, watching) = watch::channel(AgentState::default());
         let (published, newest) = watch::channel(Published::default());
         let stats = Arc::new(Stats::default());
-        let uplink = Uplink::new(settings.clone(), newest, state.clone(), stats.clone());
-        let monitor = Monitor::new(settings, published, state, stats.clone());
+        let (streams, engine) = watch::channel(None);
+        let (upstream, downstream) = watch::channel(kv::Upstream::default());
+        let (tell, told) = mpsc::channel(kv::TOLD);
+        let feed = kv::Feed {
+            engine,
+            upstream: downstream,
+            told: tell,
+            stats: stats.kv.clone(),
+            max_bytes: settings.kv_bytes,
+        };
+        let uplink = Uplink::new(settings.clone(), newest, state.clone(), stats.clone(), upstream, told);
+        let monitor = Monitor::new(settings, published, streams, state, stats.clone());
         let admin = Admin { stats, state: watching.clone() };
         let task = runtime.spawn(async move {
             let serve = async move {
@@ -78,6 +91,7 @@ impl Agent {
                 // Ends when asked to; the others run as long as it does.
                 () = uplink.run(stopping) => {}
                 () = monitor.run() => {}
+                () = feed.run() => {}
                 () = serve => {}
             }
         });

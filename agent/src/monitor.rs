@@ -4,8 +4,10 @@ use crate::clock::now_us;
 use crate::engine::{Description, Engine, ScrapeError, cleaned};
 use crate::http::HttpError;
 use crate::incarnation::Incarnation;
+use crate::kv;
+use crate::kv::endpoints::{self, Source};
 use crate::metrics::expected;
-use crate::options::Settings;
+use crate::options::{KvEvents, Settings};
 use crate::state::{AgentState, Published, Stats};
 use crate::tracker::{Seen, Tracker, same_figures};
 use fairlead_wire::msg::{EngineKind, InstanceInfo, RankLoad};
@@ -31,6 +33,7 @@ pub(crate) struct Monitor {
     settings: Arc<Settings>,
     engine: Engine,
     published: watch::Sender<Published>,
+    streams: watch::Sender<Option<Arc<kv::Engine>>>,
     state: watch::Sender<AgentState>,
     stats: Arc<Stats>,
     tracker: Tracker,
@@ -67,6 +70,7 @@ impl Monitor {
     pub fn new(
         settings: Arc<Settings>,
         published: watch::Sender<Published>,
+        streams: watch::Sender<Option<Arc<kv::Engine>>>,
         state: watch::Sender<AgentState>,
         stats: Arc<Stats>,
     ) -> Self {
@@ -75,6 +79,7 @@ impl Monitor {
             settings,
             engine,
             published,
+            streams,
             state,
             stats,
             tracker: Tracker::default(),
@@ -155,6 +160,7 @@ impl Monitor {
         );
         self.stats.ready.store(true, Relaxed);
         self.stats.engine.store(description.kind as u32, Relaxed);
+        self.publish_streams(description, &instance);
         self.publish_instance(instance);
     }
 
@@ -217,6 +223,7 @@ impl Monitor {
                     );
                     description.models = models;
                     let instance = Arc::new(self.instance(&description));
+                    self.publish_streams(&description, &instance);
                     self.publish_instance(instance);
                 }
             }
@@ -345,6 +352,51 @@ impl Monitor {
             state.instance = Some(instance.clone());
         });
         self.published.send_replace(Published { instance: Some(instance), ready: true, reason: None, ranks });
+    }
+
+    /// Says what streams of KV-cache events there are.
+    fn publish_streams(&self, description: &Description, instance: &InstanceInfo) {
+        let sources = self.sources(description);
+        let base = instance.models.iter().find(|model| model.parent.is_none()).or(instance.models.first());
+        let engine = kv::Engine {
+            incarnation: instance.incarnation,
+            ranks: instance.dp_ranks,
+            model: base.map(|model| model.name.clone()).unwrap_or_default(),
+            // SGLang's tree holds each page once.
+            copies: instance.kv_blocks.filter(|_| instance.engine == EngineKind::Vllm),
+            sources,
+        };
+        self.streams.send_if_modified(|known| {
+            let news = known.as_ref().is_none_or(|known| **known != engine);
+            if news {
+                if known.as_ref().is_none_or(|known| known.sources != engine.sources) {
+                    tracing::info!(
+                        instance = self.settings.name,
+                        streams = engine.sources.len(),
+                        "streams of KV-cache events"
+                    );
+                }
+                *known = Some(Arc::new(engine));
+            }
+            news
+        });
+    }
+
+    fn sources(&self, description: &Description) -> Vec<Source> {
+        match (&self.settings.kv_events, &description.streams) {
+            (KvEvents::Off, _) => Vec::new(),
+            (KvEvents::At { events, replay }, _) => {
+                endpoints::given(events, replay, self.settings.origin.host(), description.dp_ranks)
+            }
+            (KvEvents::Auto, Ok(sources)) => sources.clone(),
+            (KvEvents::Auto, Err(why)) => {
+                tracing::warn!(
+                    instance = self.settings.name,
+                    "the engine's KV-cache events cannot be followed: {why}"
+                );
+                Vec::new()
+            }
+        }
     }
 
     fn publish_loads(&self) {

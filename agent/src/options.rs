@@ -2,6 +2,7 @@
 
 use crate::http::Origin;
 use crate::incarnation::mix;
+use crate::kv::endpoints;
 use fairlead_transport::{Identity, IdentityError};
 use fairlead_wire::msg::{EngineKind, InstanceInfo, Register, Role, ServingRole};
 use fairlead_wire::{FrameError, Stamp, encode};
@@ -41,6 +42,51 @@ impl Default for Intervals {
     }
 }
 
+/// Whether and where the engine's KV-cache events are followed.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub enum KvEvents {
+    /// Where the engine says that it publishes them.
+    #[default]
+    Auto,
+    /// Not at all.
+    Off,
+    /// At these endpoints, `tcp://HOST:PORT`: one for each data-parallel rank, or one from which the ranks' ports count
+    /// up. `*` is the engine's host.
+    At {
+        /// Of the sockets that publish.
+        events: Vec<String>,
+        /// Of the sockets that repeat what was published; may be empty.
+        replay: Vec<String>,
+    },
+}
+
+impl KvEvents {
+    /// Reads `auto`, `off`, or endpoints with commas between them, and the endpoints of replays.
+    ///
+    /// # Errors
+    /// What cannot be used, and why.
+    pub fn parse(events: &str, replay: Option<&str>) -> Result<Self, String> {
+        let list = |text: &str| text.split(',').map(|one| one.trim().to_owned()).collect::<Vec<_>>();
+        let replay = replay.filter(|text| !text.trim().is_empty()).map(list).unwrap_or_default();
+        let read = match events.trim() {
+            "auto" => Self::Auto,
+            "off" => Self::Off,
+            text => Self::At { events: list(text), replay: replay.clone() },
+        };
+        match &read {
+            Self::At { events, replay } => {
+                events.iter().chain(replay).try_for_each(|one| endpoints::check(one))?
+            }
+            _ if !replay.is_empty() => return Err("replay endpoints need event endpoints".into()),
+            _ => {}
+        }
+        Ok(read)
+    }
+}
+
+/// Bound on the memory that knows the engine's cache, where none is given, bytes.
+pub const KV_BYTES: usize = 256 << 20;
+
 /// Options of [`crate::Agent::start`].
 #[derive(Clone, Debug)]
 pub struct AgentOptions {
@@ -61,6 +107,10 @@ pub struct AgentOptions {
     pub labels: Vec<(String, String)>,
     /// How often things happen.
     pub intervals: Intervals,
+    /// The engine's KV-cache events.
+    pub kv_events: KvEvents,
+    /// Bound on the memory that knows what the engine's cache holds, bytes; shared by its ranks. About 200 bytes a page.
+    pub kv_bytes: usize,
 }
 
 impl AgentOptions {
@@ -75,6 +125,8 @@ impl AgentOptions {
             listen: None,
             labels: Vec::new(),
             intervals: Intervals::default(),
+            kv_events: KvEvents::default(),
+            kv_bytes: KV_BYTES,
         }
     }
 }
@@ -104,6 +156,12 @@ pub enum AgentError {
         /// As given.
         name: String,
         /// What is wrong.
+        why: String,
+    },
+    /// An endpoint of KV-cache events that cannot be used.
+    #[error("kv_events: {why}")]
+    KvEvents {
+        /// Which, and why.
         why: String,
     },
     /// An interval of zero.
@@ -149,12 +207,24 @@ pub(crate) struct Settings {
     pub listen: Option<SocketAddr>,
     pub labels: Vec<(String, String)>,
     pub intervals: Intervals,
+    pub kv_events: KvEvents,
+    pub kv_bytes: usize,
 }
 
 impl Settings {
     pub fn check(options: AgentOptions) -> Result<Self, AgentError> {
-        let AgentOptions { engine_url, scheduler, identity, name, advertise, listen, labels, intervals } =
-            options;
+        let AgentOptions {
+            engine_url,
+            scheduler,
+            identity,
+            name,
+            advertise,
+            listen,
+            labels,
+            intervals,
+            kv_events,
+            kv_bytes,
+        } = options;
         let origin =
             Origin::parse(&engine_url).map_err(|why| AgentError::Engine { url: engine_url.clone(), why })?;
         if identity.peer().role != Role::Agent {
@@ -193,7 +263,25 @@ impl Settings {
                 return Err(AgentError::Interval { interval });
             }
         }
-        let settings = Self { origin, scheduler, identity, name, address, host, listen, labels, intervals };
+        if let KvEvents::At { events, replay } = &kv_events {
+            let all = events.iter().chain(replay);
+            all.into_iter()
+                .try_for_each(|one| endpoints::check(one))
+                .map_err(|why| AgentError::KvEvents { why })?;
+        }
+        let settings = Self {
+            origin,
+            scheduler,
+            identity,
+            name,
+            address,
+            host,
+            listen,
+            labels,
+            intervals,
+            kv_events,
+            kv_bytes,
+        };
         // Found now rather than at the first registration.
         encode(&Register { instance: settings.instance() }, Stamp::default())?;
         Ok(settings)

@@ -1,5 +1,6 @@
 //! What the agent's parts tell each other and their owner.
 
+use crate::kv::KvStats;
 use fairlead_wire::msg::{InstanceInfo, RankLoad};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
@@ -50,6 +51,7 @@ pub(crate) struct Stats {
     pub reports: AtomicU64,
     pub send_failures: AtomicU64,
     pub rtt_us: AtomicU64,
+    pub kv: Arc<KvStats>,
     /// Expected figures that the engine does not report, by position in the list of expected ones.
     pub unknown: AtomicU32,
     /// Position in [`ENGINE_LABELS`].

@@ -4,6 +4,7 @@
 //! that was restarted learns all it needs from the reconnect, whatever its epoch.
 
 use crate::clock::now_us;
+use crate::kv;
 use crate::options::Settings;
 use crate::reporter::{Heard, Post, Reporter};
 use crate::state::{AgentState, Published, Stats};
@@ -14,7 +15,7 @@ use fairlead_wire::{PROTOCOL, PROTOCOL_MIN};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
 /// A link that lived this long starts the pauses between attempts over.
@@ -24,12 +25,20 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// The same complaint is repeated in the log after this long.
 const REMIND: Duration = Duration::from_secs(30);
 
+/// Bytes that wait to be sent.
+const SEND_BYTES: usize = 1 << 20;
+
 pub(crate) struct Uplink {
     settings: Arc<Settings>,
     published: watch::Receiver<Published>,
     state: watch::Sender<AgentState>,
     stats: Arc<Stats>,
     incarnation: u64,
+    /// What the streams of KV-cache events are to know of the link, and what they have for it.
+    upstream: watch::Sender<kv::Upstream>,
+    told: mpsc::Receiver<kv::Told>,
+    /// Sessions of streams so far.
+    numbers: u64,
 }
 
 /// What the connected scheduler has been told.
@@ -69,8 +78,10 @@ impl Uplink {
         published: watch::Receiver<Published>,
         state: watch::Sender<AgentState>,
         stats: Arc<Stats>,
+        upstream: watch::Sender<kv::Upstream>,
+        told: mpsc::Receiver<kv::Told>,
     ) -> Self {
-        Self { settings, published, state, stats, incarnation: now_us() }
+        Self { settings, published, state, stats, incarnation: now_us(), upstream, told, numbers: 0 }
     }
 
     /// Runs until `stop` is set or its sender is gone; then the link is closed in order.
@@ -88,6 +99,7 @@ impl Uplink {
                     complaint = None;
                     let since = Instant::now();
                     let end = self.session(link, welcome, &mut stop).await;
+                    self.upstream.send_modify(|upstream| upstream.session = None);
                     self.stats.connected.store(false, Relaxed);
                     let Some(why) = end else { return };
                     tracing::warn!(instance = self.settings.name, "link to the scheduler ended: {why}");
@@ -130,7 +142,8 @@ impl Uplink {
             software: concat!("fairlead ", env!("CARGO_PKG_VERSION")).to_owned(),
             have: None,
         };
-        let options = LinkOptions::default();
+        // A heartbeat must not wait long behind the events.
+        let options = LinkOptions { send_bytes: SEND_BYTES, ..LinkOptions::default() };
         connect(&self.settings.scheduler, &self.settings.identity, &hello, &options).await
     }
 
@@ -151,6 +164,10 @@ impl Uplink {
         self.stats.connects.fetch_add(1, Relaxed);
         self.stats.connected.store(true, Relaxed);
         self.set_link(Some(welcome.epoch), None);
+        let naming = Some((welcome.cluster_seed, welcome.block_tokens));
+        self.upstream.send_modify(|upstream| upstream.naming = naming);
+        let room = Arc::new(Notify::new());
+        sender.signal_room(room.clone());
         let mailbox = Mailbox {
             sender,
             epoch: welcome.epoch,
@@ -163,6 +180,7 @@ impl Uplink {
         let mut heartbeat = interval_at(Instant::now() + self.settings.phase(period), period);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let has_room = session.mailbox.sender.has_room(Lane::Control);
             tokio::select! {
                 biased;
                 () = stopped(stop) => {
@@ -197,6 +215,10 @@ impl Uplink {
                     }
                     self.tell(&mut session);
                 }
+                told = self.told.recv(), if has_room => if let Some(told) = told {
+                    self.forward(&told, &mut session.mailbox);
+                },
+                () = room.notified(), if !has_room => {}
             }
         }
     }
@@ -207,9 +229,29 @@ impl Uplink {
         if told.registered {
             self.stats.registrations.fetch_add(1, Relaxed);
             self.state.send_modify(|state| state.registered = true);
+            if let Some(instance) = &self.published.borrow().instance {
+                self.numbers += 1;
+                let session = kv::Session { number: self.numbers, incarnation: instance.incarnation };
+                self.upstream.send_modify(|upstream| upstream.session = Some(session));
+            }
         }
         if told.reported {
             self.stats.reports.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Sends what a stream of KV-cache events has to tell.
+    fn forward(&mut self, told: &kv::Told, mailbox: &mut Mailbox) {
+        let current = self.upstream.borrow().session;
+        let Some(current) = current.filter(|session| session.number == told.session) else {
+            // Meant for a session that has ended.
+            return;
+        };
+        if !mailbox.send(&told.events) {
+            // Changes after it would make no sense: all begin anew.
+            self.numbers += 1;
+            let session = kv::Session { number: self.numbers, ..current };
+            self.upstream.send_modify(|upstream| upstream.session = Some(session));
         }
     }
 

@@ -57,7 +57,7 @@ fn removed(hashes: &[u64]) -> Value {
 }
 
 fn config(block_tokens: u32) -> MirrorConfig {
-    MirrorConfig { seed: SEED, block_tokens, model: MODEL.into(), max_bytes: 1 << 30 }
+    MirrorConfig { seed: SEED, block_tokens, model: MODEL.into(), max_bytes: 1 << 30, copies: None }
 }
 
 /// Blocks of a prompt.
@@ -141,10 +141,28 @@ impl Tree {
 struct Reference {
     pages: BTreeMap<u64, (Option<u64>, Vec<u32>, u32)>,
     held: BTreeSet<u64>,
+    /// Copies of those held.
+    copies: BTreeMap<u64, u32>,
     partial: bool,
 }
 
 impl Reference {
+    fn store(&mut self, page: u64, copies: bool) {
+        self.held.insert(page);
+        let count = self.copies.entry(page).or_default();
+        *count = if copies { *count + 1 } else { 1 };
+    }
+
+    fn remove(&mut self, page: u64) {
+        let left = self.copies.get(&page).map_or(0, |copies| copies - 1);
+        if left == 0 {
+            self.held.remove(&page);
+            self.copies.remove(&page);
+        } else {
+            self.copies.insert(page, left);
+        }
+    }
+
     fn known(&self) -> BTreeSet<u64> {
         let mut known = BTreeSet::new();
         for page in &self.held {
@@ -231,8 +249,9 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn run(block: u32, size: u32, steps: &[Step]) -> Result<(), TestCaseError> {
-    let mut mirror = Mirror::new(config(block), false);
+fn run(block: u32, size: u32, copies: bool, steps: &[Step]) -> Result<(), TestCaseError> {
+    let room = copies.then_some(1 << 20);
+    let mut mirror = Mirror::new(MirrorConfig { copies: room, ..config(block) }, false);
     let mut reference = Reference::default();
     let mut tree = Tree::default();
     for step in steps {
@@ -252,7 +271,7 @@ fn run(block: u32, size: u32, steps: &[Step]) -> Result<(), TestCaseError> {
                         let end = (first + (at + 1) * size as usize).min(until);
                         let start = first + at * size as usize;
                         reference.pages.insert(*hash, (before, all[..end].to_vec(), (end - start) as u32));
-                        reference.held.insert(*hash);
+                        reference.store(*hash, copies);
                         before = Some(*hash);
                     }
                 } else {
@@ -268,13 +287,13 @@ fn run(block: u32, size: u32, steps: &[Step]) -> Result<(), TestCaseError> {
                     hashes.reverse();
                 }
                 apply(&mut mirror, &removed(&hashes), &mut ops);
-                reference.held.retain(|page| !hashes.contains(page));
+                hashes.iter().for_each(|hash| reference.remove(*hash));
             }
             Step::RemoveAny(which) => {
                 if !reference.held.is_empty() {
                     let hash = *which.get(&reference.held.iter().copied().collect::<Vec<_>>());
                     apply(&mut mirror, &removed(&[hash]), &mut ops);
-                    reference.held.remove(&hash);
+                    reference.remove(hash);
                 }
             }
             Step::Clear => {
@@ -286,7 +305,7 @@ fn run(block: u32, size: u32, steps: &[Step]) -> Result<(), TestCaseError> {
                 tree = Tree::default();
             }
         }
-        tree.apply(ops.as_slice())?;
+        tree.apply(&ops.take())?;
         let expected = reference.blocks(block);
         prop_assert_eq!(&tree.held, &expected, "after {:?}", step);
         prop_assert_eq!(mirror.blocks(), expected.len());
@@ -305,9 +324,10 @@ proptest! {
     #[test]
     fn the_mirror_holds_what_the_reference_holds(
         (block, size) in prop::sample::select(vec![(16u32, 4u32), (4, 16), (8, 8), (16, 12), (12, 16), (5, 7), (64, 16), (7, 1)]),
+        copies in any::<bool>(),
         steps in prop::collection::vec(step(), 1..40),
     ) {
-        run(block, size, &steps)?;
+        run(block, size, copies, &steps)?;
     }
 
     /// With room for little the newest stay, and what is told stays true.
@@ -324,7 +344,7 @@ proptest! {
             let all: Vec<u32> = (0..pages * 8).map(|at| token(branch, at)).collect();
             let hashes: Vec<u64> = (0..pages).map(|page| page_hash(&all[..((page + 1) * 8) as usize])).collect();
             apply(&mut mirror, &stored(&hashes, None, &all, 8), &mut ops);
-            tree.apply(ops.as_slice())?;
+            tree.apply(&ops.take())?;
             prop_assert!(mirror.bytes() <= max_bytes, "{} of {max_bytes}", mirror.bytes());
             dropped |= mirror.counters().dropped > 0;
             prop_assert_eq!(mirror.is_partial(), dropped);
@@ -446,4 +466,27 @@ fn long_paths_are_told_in_pieces_that_name_their_place() {
     let removed = ops.take();
     one_by_one(&removed, &mut tree);
     assert_eq!((tree.held.len(), mirror.blocks()), (16_000, 16_000));
+}
+
+#[test]
+fn copies_are_counted_until_they_cannot_be_any() {
+    let counting = MirrorConfig { copies: Some(4), ..config(4) };
+    let mut mirror = Mirror::new(counting, false);
+    let mut ops = Ops::default();
+    let (a, b) = (stored(&[1], None, &[1, 2, 3, 4], 4), stored(&[2], Some(1), &[5, 6, 7, 8], 4));
+    for event in [&a, &b, &b, &removed(&[2])] {
+        apply(&mut mirror, event, &mut ops);
+    }
+    assert_eq!(mirror.blocks(), 2, "one copy is left");
+    apply(&mut mirror, &removed(&[2]), &mut ops);
+    assert_eq!(mirror.blocks(), 1);
+    // Stored once, removed once, but told three times between: five pages are more than the engine has room for.
+    for event in [&b, &b, &removed(&[2]), &a, &a, &a] {
+        apply(&mut mirror, event, &mut ops);
+    }
+    assert_eq!((mirror.blocks(), mirror.counters().retold), (1, 1));
+    for event in [&b, &b, &removed(&[2])] {
+        apply(&mut mirror, event, &mut ops);
+    }
+    assert_eq!(mirror.blocks(), 1, "told of again is not stored again");
 }

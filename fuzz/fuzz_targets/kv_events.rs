@@ -56,10 +56,15 @@ fn read(payload: &[u8]) {
 }
 
 fuzz_target!(|data: &[u8]| {
-    // First byte: tokens of a routing block. Then payloads, each with its length before it.
+    // First byte: whether copies count, and tokens of a routing block. Then payloads, each with its length before it.
     let Some((block, mut rest)) = data.split_first() else { return };
-    let config =
-        MirrorConfig { seed: 1, block_tokens: u32::from(*block), model: "m".into(), max_bytes: MAX_BYTES };
+    let config = MirrorConfig {
+        seed: 1,
+        block_tokens: u32::from(*block >> 1),
+        model: "m".into(),
+        max_bytes: MAX_BYTES,
+        copies: (block & 1 == 1).then_some(8),
+    };
     let mut mirror = Mirror::new(config, false);
     let mut held: BTreeSet<u64> = BTreeSet::new();
     while let Some((len, after)) = rest.split_first_chunk::<2>() {
@@ -75,7 +80,7 @@ fuzz_target!(|data: &[u8]| {
             mirror.apply(&event, &mut ops);
             assert!(mirror.bytes() <= MAX_BYTES);
         }
-        for op in ops.as_slice() {
+        for op in ops.take() {
             match op {
                 CacheOp::Store { blocks, .. } => held.extend(blocks),
                 CacheOp::Remove { blocks, .. } => held.retain(|block| !blocks.contains(block)),

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::anyhow;
 use clap::Args;
-use fairlead_agent::{Agent, AgentOptions};
+use fairlead_agent::{Agent, AgentOptions, KvEvents};
 use fairlead_config::Config;
 use fairlead_wire::msg::Role;
 
@@ -37,6 +37,12 @@ pub struct AgentArgs {
     /// Where to serve /metrics and /healthz
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
+    /// The engine's KV-cache events: auto, off, or tcp://HOST:PORT for each rank with commas between
+    #[arg(long, value_name = "ENDPOINT")]
+    kv_events: Option<String>,
+    /// Where the engine repeats events that were missed, in the same form
+    #[arg(long, value_name = "ENDPOINT")]
+    kv_replay: Option<String>,
 }
 
 pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
@@ -79,6 +85,12 @@ fn options(args: AgentArgs) -> anyhow::Result<AgentOptions> {
     options.advertise = args.advertise.or_else(|| section.advertise.as_ref().map(|a| a.as_str().to_owned()));
     // Several agents on one machine are common, so a command line without --listen opens no port.
     options.listen = args.listen.or(if args.config.is_some() { section.listen } else { None });
+    let events = args.kv_events.as_deref().unwrap_or(section.kv_events.as_str());
+    let replay = args.kv_replay.as_deref().or(section.kv_replay.as_ref().map(|replay| replay.as_str()));
+    // Endpoints in a file mean nothing beside others on the command line.
+    let replay = if args.kv_events.is_some() { args.kv_replay.as_deref() } else { replay };
+    options.kv_events = KvEvents::parse(events, replay).map_err(|why| anyhow!("--kv-events: {why}"))?;
+    options.kv_bytes = section.kv_bytes.bytes();
     options.intervals.scrape_busy = section.scrape_busy;
     options.intervals.scrape_idle = section.scrape_idle;
     Ok(options)

@@ -20,6 +20,11 @@
 //! | a change that does not continue the last one | the blocks up to the nearest anchor, 16 on average |
 //! | account of everything | everything held |
 //!
+//! *Copies.* vLLM computes a page anew in some cases and then holds it twice, under one name, and removes it twice. Where
+//! the engine's room is known, copies are counted. Some versions tell of a page again when it is merely used again; then
+//! the count rises above what there is room for, which cannot happen otherwise before anything is removed, and from then
+//! on a page is held or not: what had been removed once is gone.
+//!
 //! *Bounds.* The bytes of pages, blocks and tables are counted. Above the limit the leaf that was stored longest ago is
 //! dropped, with its blocks, until there is room; the rank is *partial* from then on. One event's pages are in memory
 //! before that happens. A page that does not say by its token ids alone what it holds (images, an adapter without a name)
@@ -68,6 +73,9 @@ pub struct MirrorConfig {
     pub model: String,
     /// Bound on memory, bytes.
     pub max_bytes: usize,
+    /// Pages that the engine has room for, where it stores a page again rather than share one: each copy is then removed
+    /// by an event of its own. `None` where a page is held once, however often it is said to be stored.
+    pub copies: Option<u64>,
 }
 
 /// What has passed through a mirror.
@@ -89,6 +97,8 @@ pub struct Counters {
     pub dropped: u64,
     /// Blocks that cannot be told, for want of an anchor before them.
     pub untold: u64,
+    /// Times that copies turned out to be pages told of again.
+    pub retold: u64,
 }
 
 /// See the module.
@@ -99,6 +109,8 @@ pub struct Mirror {
     /// How many ways a block is held.
     counts: Counts,
     partial: bool,
+    /// Copies of all pages.
+    copies: u64,
     /// Index of the KV group that is followed, once one is.
     group: Option<Option<u64>>,
     counters: Counters,
@@ -117,6 +129,7 @@ impl Mirror {
             pages: Pages::default(),
             counts: Counts::default(),
             partial,
+            copies: 0,
             group: None,
             counters: Counters::default(),
             tokens: Vec::new(),
@@ -133,6 +146,11 @@ impl Mirror {
     /// Says that something was missed.
     pub fn set_partial(&mut self) {
         self.partial = true;
+    }
+
+    /// Says that nothing is missing.
+    pub fn set_whole(&mut self) {
+        self.partial = false;
     }
 
     /// Routing blocks held.
@@ -179,6 +197,7 @@ impl Mirror {
     pub fn clear(&mut self, out: &mut Ops) {
         self.pages = Pages::default();
         self.counts = Counts::default();
+        self.copies = 0;
         out.clear();
     }
 
@@ -265,6 +284,7 @@ impl Mirror {
                 }
             }
         }
+        self.forget_copies(out);
         self.trim(out);
     }
 
@@ -329,12 +349,9 @@ impl Mirror {
             if page.parent != parent || page.len != len {
                 return None;
             }
-            if page.held {
-                // Told again because it was used again.
-                self.pages.touch(id);
-            } else {
-                self.set_held(id, true, out);
-            }
+            // Stored twice, or told again because it was used again.
+            self.pages.touch(id);
+            self.add_copy(id, out);
             return Some(id);
         }
         let block = self.config.block_tokens;
@@ -351,7 +368,7 @@ impl Mirror {
             tail = self.tokens.get((tail_start - base) as usize..(end - base) as usize)?.into();
         }
         let id = self.pages.add(NewPage { key, parent, len, dark, root: false, blocks, tail })?;
-        self.set_held(id, true, out);
+        self.add_copy(id, out);
         Some(id)
     }
 
@@ -364,12 +381,60 @@ impl Mirror {
         for hash in event.hashes {
             // One that is not known was never held here, as far as we know.
             if let Some(id) = self.pages.find(hash.key()).filter(|id| self.pages.at(*id).held) {
+                let page = self.pages.at_mut(id);
+                if page.copies > 1 {
+                    page.copies -= 1;
+                    page.doubtful = true;
+                    self.copies -= 1;
+                } else {
+                    self.drop_page(id, out);
+                }
+            }
+        }
+    }
+
+    fn add_copy(&mut self, id: PageId, out: &mut Ops) {
+        let page = self.pages.at_mut(id);
+        if !page.held {
+            page.copies = 1;
+            page.doubtful = false;
+            self.copies += 1;
+            self.set_held(id, true, out);
+        } else if self.config.copies.is_some() {
+            page.copies = page.copies.saturating_add(1);
+            page.doubtful = false;
+            self.copies += 1;
+        }
+    }
+
+    /// More copies than there is room for: pages are told of again without being stored again.
+    fn forget_copies(&mut self, out: &mut Ops) {
+        if self.config.copies.is_none_or(|room| self.copies <= room) {
+            return;
+        }
+        self.config.copies = None;
+        self.counters.retold += 1;
+        let gone: Vec<PageId> = self.pages.ids().filter(|id| self.pages.at(*id).doubtful).collect();
+        self.copies = 0;
+        let ids: Vec<PageId> = self.pages.ids().collect();
+        for id in ids {
+            let page = self.pages.at_mut(id);
+            page.copies = page.copies.min(1);
+            page.doubtful = false;
+            self.copies += u64::from(page.copies);
+        }
+        for id in gone {
+            // Dropping one may have freed another only where that one was not held.
+            if self.pages.at(id).held {
                 self.drop_page(id, out);
             }
         }
     }
 
     fn drop_page(&mut self, id: PageId, out: &mut Ops) {
+        let page = self.pages.at_mut(id);
+        self.copies -= u64::from(std::mem::take(&mut page.copies));
+        page.doubtful = false;
         self.set_held(id, false, out);
         if self.pages.at(id).child == NONE {
             self.pages.free(id);

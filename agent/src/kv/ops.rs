@@ -1,6 +1,7 @@
 //! Changes of what is held, gathered into operations on stretches of blocks.
 
 use fairlead_wire::msg::CacheOp;
+use std::collections::VecDeque;
 
 /// Most blocks of one operation, so that operations can be dealt out to messages of bounded size.
 pub(crate) const MAX_RUN: usize = 2048;
@@ -10,7 +11,7 @@ const OP_BYTES: usize = 64;
 /// Operations in the making. Neighbours become one operation.
 #[derive(Debug, Default)]
 pub struct Ops {
-    list: Vec<CacheOp>,
+    list: VecDeque<CacheOp>,
     bytes: usize,
 }
 
@@ -25,15 +26,26 @@ impl Ops {
         self.bytes
     }
 
-    /// The operations, in order.
-    pub fn as_slice(&self) -> &[CacheOp] {
-        &self.list
-    }
-
-    /// Takes all operations.
+    /// Takes all operations, in order.
     pub fn take(&mut self) -> Vec<CacheOp> {
         self.bytes = 0;
-        std::mem::take(&mut self.list)
+        std::mem::take(&mut self.list).into()
+    }
+
+    /// Takes the first operations: as many as `max_bytes` have room for, and one at least when there is one.
+    pub fn take_some(&mut self, max_bytes: usize) -> Vec<CacheOp> {
+        let mut some = Vec::new();
+        let mut bytes = 0;
+        while let Some(op) = self.list.front() {
+            let more = op_bytes(op);
+            if !some.is_empty() && bytes + more > max_bytes {
+                break;
+            }
+            bytes += more;
+            some.extend(self.list.pop_front());
+        }
+        self.bytes = if self.list.is_empty() { 0 } else { self.bytes.saturating_sub(bytes) };
+        some
     }
 
     /// Forgets all operations.
@@ -45,13 +57,13 @@ impl Ops {
     /// Nothing is held any more: what was said before does not matter.
     pub(crate) fn clear(&mut self) {
         self.discard();
-        self.list.push(CacheOp::Clear);
+        self.list.push_back(CacheOp::Clear);
         self.bytes = OP_BYTES;
     }
 
     /// Appends a stored block to the last operation when it follows that one's blocks.
     pub(crate) fn extend_store(&mut self, parent: u64, hash: u64) -> bool {
-        if let Some(CacheOp::Store { blocks, .. }) = self.list.last_mut()
+        if let Some(CacheOp::Store { blocks, .. }) = self.list.back_mut()
             && blocks.len() < MAX_RUN
             && blocks.last() == Some(&parent)
         {
@@ -64,7 +76,7 @@ impl Ops {
 
     /// Adds a removed block to the last operation when it lies right before or right after that one's blocks.
     pub(crate) fn extend_remove(&mut self, parent: u64, hash: u64) -> bool {
-        let Some(CacheOp::Remove { above, blocks }) = self.list.last_mut() else { return false };
+        let Some(CacheOp::Remove { above, blocks }) = self.list.back_mut() else { return false };
         if blocks.len() >= MAX_RUN {
             return false;
         }
@@ -83,13 +95,16 @@ impl Ops {
     }
 
     pub(crate) fn push(&mut self, op: CacheOp) {
-        let hashes = match &op {
-            CacheOp::Store { above, blocks } | CacheOp::Remove { above, blocks } => {
-                above.len() + blocks.len()
-            }
-            CacheOp::Clear => 0,
-        };
-        self.bytes += OP_BYTES + 8 * hashes;
-        self.list.push(op);
+        self.bytes += op_bytes(&op);
+        self.list.push_back(op);
+    }
+}
+
+fn op_bytes(op: &CacheOp) -> usize {
+    match op {
+        CacheOp::Store { above, blocks } | CacheOp::Remove { above, blocks } => {
+            OP_BYTES + 8 * (above.len() + blocks.len())
+        }
+        CacheOp::Clear => OP_BYTES,
     }
 }

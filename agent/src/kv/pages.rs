@@ -29,6 +29,10 @@ pub(crate) struct Page {
     /// Tokens in it.
     pub len: u32,
     pub held: bool,
+    /// Blocks of the engine that hold it.
+    pub copies: u32,
+    /// One of them was removed since it was last stored.
+    pub doubtful: bool,
     /// Its place in the prompt is not told by token ids alone, so it is kept for the sake of its name only.
     pub dark: bool,
     pub root: bool,
@@ -110,6 +114,11 @@ impl Pages {
         &mut self.slots[id as usize]
     }
 
+    /// All pages that have a name.
+    pub fn ids(&self) -> impl Iterator<Item = PageId> + '_ {
+        self.by_key.values().copied()
+    }
+
     pub fn find(&self, key: u64) -> Option<PageId> {
         self.by_key.get(&key).copied()
     }
@@ -160,6 +169,8 @@ impl Pages {
             start,
             len,
             held: root,
+            copies: 0,
+            doubtful: false,
             dark,
             root,
             blocks,

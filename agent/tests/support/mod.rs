@@ -1,5 +1,10 @@
 //! An engine that answers as it is told, and a scheduler that listens.
 
+// Each test program uses its part of this.
+#![allow(dead_code)]
+
+pub mod publisher;
+
 use bytes::Bytes;
 use fairlead_agent::{AgentOptions, Intervals};
 use fairlead_transport::{

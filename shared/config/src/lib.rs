@@ -19,7 +19,7 @@ pub use sections::{
     Agent, Config, Gateway, Instance, Log, ModelFiles, Retry, Scheduler, Timeouts, Tokenising, Upstream,
 };
 pub use setting::{Setting, Size};
-pub use types::{BasePath, Driver, HostPort, HttpUrl, LogFilter, LogFormat, Shards};
+pub use types::{BasePath, Driver, Endpoints, HostPort, HttpUrl, KvEvents, LogFilter, LogFormat, Shards};
 
 use std::path::Path;
 

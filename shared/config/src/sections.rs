@@ -3,7 +3,7 @@
 use crate::error::{ConfigError, join};
 use crate::schema::{Check, section};
 use crate::setting::{Setting, Size};
-use crate::types::{BasePath, Driver, HostPort, HttpUrl, LogFilter, LogFormat, Shards};
+use crate::types::{BasePath, Driver, Endpoints, HostPort, HttpUrl, KvEvents, LogFilter, LogFormat, Shards};
 use fairlead_routing::PolicyName;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -233,6 +233,15 @@ section! {
         scrape_busy: Duration = ms(250) => ms(10), secs(60);
         /// Interval of reading them while it is idle.
         scrape_idle: Duration = secs(2) => ms(10), secs(600);
+        /// The engine's KV-cache events, from which the index learns what the engine really holds: where the engine
+        /// says that it publishes them, not at all, or at these endpoints. One endpoint for each data-parallel rank, or
+        /// one from which the ranks' ports count up; `*` is the engine's host.
+        kv_events: KvEvents = KvEvents::default();
+        /// Where the engine repeats events that were missed, when `kv_events` has endpoints.
+        kv_replay: Option<Endpoints> = None;
+        /// Memory for what the engine's cache holds, about 200 bytes for each of the engine's pages. Beyond it what was
+        /// stored longest ago is forgotten.
+        kv_bytes: Size = Size::mib(256) => Size::mib(1), Size::mib(1024 * 1024);
     }
 }
 
@@ -313,6 +322,12 @@ impl Check for Instance {
 
 impl Check for Agent {
     fn check(&self, path: &str) -> Result<(), ConfigError> {
+        if let Some(replay) = &self.kv_replay
+            && matches!(self.kv_events.as_str(), "auto" | "off")
+        {
+            let at = join(path, "kv_replay");
+            return Err(ConfigError::value(&at, replay.as_str(), "nothing, unless kv_events has endpoints"));
+        }
         ordered(path, ("scrape_idle", self.scrape_idle), ("scrape_busy", self.scrape_busy))
     }
 }

@@ -266,6 +266,78 @@ impl Setting for LogFilter {
     }
 }
 
+/// Endpoints of ZeroMQ, `tcp://HOST:PORT`, with commas between them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoints(String);
+
+impl Endpoints {
+    /// Reads `tcp://HOST:PORT`, several of them with commas between.
+    pub fn parse(text: &str) -> Option<Self> {
+        let good = text.split(',').all(|endpoint| {
+            let parts = endpoint.trim().strip_prefix("tcp://").and_then(|rest| rest.rsplit_once(':'));
+            parts.is_some_and(|(host, port)| {
+                !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok_and(|port| port > 0)
+            })
+        });
+        good.then(|| Self(text.to_owned()))
+    }
+
+    /// As written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Setting for Endpoints {
+    fn allowed() -> String {
+        "`tcp://HOST:PORT`, several with commas between".into()
+    }
+    fn read(value: &Value, path: &str) -> Result<Self, ConfigError> {
+        read_text(value, path, Self::parse)
+    }
+    fn show(&self) -> String {
+        self.0.clone()
+    }
+}
+
+/// Whether and where an engine's KV-cache events are followed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KvEvents(String);
+
+impl KvEvents {
+    /// Reads `auto`, `off` or [`Endpoints`].
+    pub fn parse(text: &str) -> Option<Self> {
+        (matches!(text, "auto" | "off") || Endpoints::parse(text).is_some()).then(|| Self(text.to_owned()))
+    }
+
+    /// As written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for KvEvents {
+    fn default() -> Self {
+        Self("auto".into())
+    }
+}
+
+impl Setting for KvEvents {
+    fn allowed() -> String {
+        format!("`auto`, `off`, or {}", Endpoints::allowed())
+    }
+    fn read(value: &Value, path: &str) -> Result<Self, ConfigError> {
+        // YAML 1.1 habits, as above.
+        if value.as_bool() == Some(false) {
+            return Ok(Self("off".into()));
+        }
+        read_text(value, path, Self::parse)
+    }
+    fn show(&self) -> String {
+        self.0.clone()
+    }
+}
+
 impl Setting for PolicyName {
     fn allowed() -> String {
         PolicyName::ALL.map(|name| format!("`{name}`")).join(", ")
