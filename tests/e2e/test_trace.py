@@ -57,6 +57,7 @@ def test_two_gateways_hit_as_one_does(tmp_path):
         assert 0.9 * summary["hit_ratio_bound"] < summary["hit_ratio"] <= summary["hit_ratio_bound"] + 0.001
 
 
+@pytest.mark.timeout(1200)
 def test_the_whole_conversation_trace(tmp_path):
     """The public trace at full length; needs its file, so it is asked for with two variables."""
     if not (FULL and TRACES):
