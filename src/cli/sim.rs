@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use clap::Args;
+use fairlead_dataplane::TokenModels;
 use fairlead_sim::{EngineKind, Faults, KvEncoding, KvEvents, Profile, Sim, SimOptions};
 use fairlead_tokens::TokenModel;
 
@@ -151,7 +152,7 @@ impl EngineArgs {
 /// The traits of simulated engines that `fairlead up` lets one choose.
 #[derive(Args, Clone)]
 pub struct UpSimArgs {
-    /// Number of simulated engines
+    /// Number of simulated engines; with --tokenizer they have it too and publish KV-cache events
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub sim: Option<u16>,
     /// Their step costs and memory: 8b-h200 or 70b-tp4
@@ -169,11 +170,25 @@ pub struct UpSimArgs {
 }
 
 impl UpSimArgs {
-    /// Options of the engine with that name, on a free port.
-    pub fn options(&self, name: String) -> anyhow::Result<SimOptions> {
+    /// Options of the engine with that name, on a free port. With a tokenizer for its model it has that one too, and
+    /// tells what its cache holds.
+    pub fn options(&self, name: String, tokenizers: &TokenModels) -> anyhow::Result<SimOptions> {
         let profile = profile("--sim-profile", &self.profile)?;
         let (models, kv_blocks) = (self.models.clone(), self.kv_blocks);
-        Ok(SimOptions { name, models, profile, speed: self.speed, kv_blocks, ..SimOptions::default() })
+        let tokenizer =
+            models.first().and_then(|model| tokenizers.of(model, model)).map(|mode| mode.model().clone());
+        let kv_events = tokenizer.is_some().then(KvEvents::default);
+        let speed = self.speed;
+        Ok(SimOptions {
+            name,
+            models,
+            profile,
+            speed,
+            kv_blocks,
+            tokenizer,
+            kv_events,
+            ..SimOptions::default()
+        })
     }
 }
 

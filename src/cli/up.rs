@@ -9,7 +9,7 @@ use clap::{ArgGroup, Args};
 use fairlead_agent::{Agent, AgentOptions};
 use fairlead_config::Config;
 use fairlead_dataplane::runtime::Driver;
-use fairlead_dataplane::{ControlOptions, ControlledGateway, GatewayOptions, start_controlled};
+use fairlead_dataplane::{ControlOptions, ControlledGateway, GatewayOptions, TokenModels, start_controlled};
 use fairlead_replication::ReplicaConfig;
 use fairlead_routing::PolicyName;
 use fairlead_scheduler::{Scheduler, SchedulerOptions};
@@ -72,7 +72,7 @@ pub fn run(args: UpArgs) -> anyhow::Result<ExitCode> {
     let runtime = signals::runtime(2)?;
     let outcome = runtime.block_on(async move {
         let mut stop = signals::Stop::listen()?;
-        let parts = Parts::start(&args).await?;
+        let parts = Parts::start(&args, &options.token_models).await?;
         let up = tokio::select! {
             up = parts.up(options, &args) => up?,
             () = stop.recv() => None,
@@ -109,7 +109,7 @@ struct Parts {
 }
 
 impl Parts {
-    async fn start(args: &UpArgs) -> anyhow::Result<Self> {
+    async fn start(args: &UpArgs, tokenizers: &TokenModels) -> anyhow::Result<Self> {
         let authority = Authority::new("local")?;
         let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let identity = authority.issue(Role::Scheduler, "scheduler")?;
@@ -117,7 +117,7 @@ impl Parts {
 
         let mut sims = Vec::new();
         for number in 0..args.sim.sim.unwrap_or(0) {
-            sims.push(Sim::start(args.sim.options(format!("sim-{number}"))?)?);
+            sims.push(Sim::start(args.sim.options(format!("sim-{number}"), tokenizers)?)?);
         }
         let simulated = sims.iter().map(|sim| format!("http://{}", sim.addr()));
         let engines: Vec<String> = args.engine.iter().cloned().chain(simulated).collect();
