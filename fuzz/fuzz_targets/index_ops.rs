@@ -31,13 +31,13 @@ impl Bytes<'_> {
 
     fn target(&mut self) -> TargetId {
         let byte = self.byte().unwrap_or(0);
-        TargetId::new(u16::from(byte % 6), u16::from(byte >> 7))
+        TargetId::new(u16::from(byte % 32), u16::from(byte >> 7))
     }
 }
 
 fn index() -> Writer {
-    let (mut writer, _) = new(Config { max_bytes: Config::MIN_BYTES, max_targets: 5, locate: true });
-    for slot in 0..4 {
+    let (mut writer, _) = new(Config { max_bytes: Config::MIN_BYTES, max_targets: 30, locate: true });
+    for slot in 0..28 {
         let _ = writer.bind(TargetId::new(slot, 0));
     }
     writer
@@ -52,11 +52,16 @@ fuzz_target!(|data: &[u8]| {
     while let Some(kind) = bytes.byte() {
         now_us += u64::from(kind) << 14;
         let target = bytes.target();
-        match kind % 8 {
+        match kind % 10 {
             0..=2 => {
                 let path = bytes.path();
-                if let Some(op) = truth.place(target, &path, now_us) {
-                    assert_eq!(replica.apply(&op), Ok(()));
+                // Sometimes for many, so that runs take the wide form.
+                let last = if kind % 50 == 0 { 27 } else { target.slot };
+                for slot in target.slot..=last.max(target.slot) {
+                    let target = TargetId::new(slot, target.generation);
+                    if let Some(op) = truth.place(target, &path, now_us) {
+                        assert_eq!(replica.apply(&op), Ok(()));
+                    }
                 }
                 reader.lookup(&path, &mut hits);
                 assert!(hits.iter().all(|(_, depth)| depth as usize <= path.len()));
@@ -67,12 +72,17 @@ fuzz_target!(|data: &[u8]| {
             }
             4 => assert_eq!(replica.apply_all(&truth.trim_target(target, u64::from(bytes.number()))), Ok(())),
             5 => {
-                let op = match bytes.byte().unwrap_or(0) % 4 {
+                let op = match bytes.byte().unwrap_or(0) % 5 {
                     0 => IndexOp::Clear { target: target.pack() },
                     1 => IndexOp::Evict { run: u64::from(bytes.number()) },
                     2 => {
                         let (run, from, len) = (u64::from(bytes.number()), bytes.number(), bytes.number());
                         IndexOp::Remove { target: target.pack(), run, from, len }
+                    }
+                    3 => {
+                        let (anchor, skip, blocks) =
+                            (u64::from(bytes.number()), bytes.number(), bytes.path());
+                        IndexOp::Store { target: target.pack(), anchor, skip, blocks }
                     }
                     _ => {
                         let (anchor, skip, blocks) =
@@ -94,10 +104,20 @@ fuzz_target!(|data: &[u8]| {
                 let _ = hostile.apply(&IndexOp::Evict { run: u64::from(bytes.number()) });
                 reader.lookup(&bytes.path(), &mut hits);
             }
+            7 => {
+                let (above, blocks) = (bytes.path(), bytes.path());
+                if let Ok(Some(op)) = truth.store(target, &above, &blocks, now_us) {
+                    assert_eq!(replica.apply(&op), Ok(()));
+                }
+            }
+            8 => {
+                let (above, blocks) = (bytes.path(), bytes.path());
+                assert_eq!(replica.apply_all(&truth.remove_blocks(target, &above, &blocks)), Ok(()));
+            }
             _ => {
                 // A replica that joins now.
                 replica.reset();
-                for slot in 0..4 {
+                for slot in 0..28 {
                     let _ = replica.bind(TargetId::new(slot, 0));
                 }
                 for run in truth.snapshot_runs() {
@@ -108,8 +128,14 @@ fuzz_target!(|data: &[u8]| {
         }
     }
     assert_eq!(truth.holdings(), replica.holdings());
+    let runs = |index: &Writer| {
+        let mut runs: Vec<Run> = index.snapshot_runs().collect();
+        runs.sort_unstable_by_key(|run| run.blocks.clone());
+        runs
+    };
+    assert_eq!(runs(&truth), runs(&replica));
     let _ = (truth.paths_of(0), hostile.paths_of(1), hostile.holdings());
-    for slot in 0..5 {
+    for slot in 0..30 {
         truth.drop_target(slot);
     }
     assert_eq!(truth.stats().held_blocks, 0);

@@ -8,7 +8,7 @@ use crate::words::AtomicWords;
 /// Holders kept in the cell itself; more go to the spill array.
 pub(crate) const INLINE: usize = 3;
 /// Cells in one chunk of the arena.
-pub(crate) const CHUNK: usize = 1024;
+pub(crate) const CHUNK: usize = if cfg!(feature = "shuttle") { 16 } else { 1024 };
 /// Memory of one chunk.
 pub(crate) const CHUNK_BYTES: usize = CHUNK * size_of::<Cell>();
 
@@ -73,7 +73,7 @@ pub(crate) struct Cell {
     inline: [AtomicU64; INLINE],
 }
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, feature = "shuttle")))]
 const _: () = assert!(size_of::<Cell>() == 64);
 
 /// Holders of a wide run, as they are read: the set first, then the exceptions.
@@ -131,6 +131,7 @@ impl Cell {
         self.head.load(Ordering::Relaxed)
     }
 
+    #[inline]
     pub(crate) fn set_head(&self, head: u64) {
         self.head.store(head, Ordering::Relaxed);
     }
@@ -186,26 +187,32 @@ impl Cell {
         }
     }
 
+    #[inline]
     pub(crate) fn len(&self) -> u32 {
         self.len.load(Ordering::Relaxed)
     }
 
+    #[inline]
     pub(crate) fn set_len(&self, len: u32) {
         self.len.store(len, Ordering::Release);
     }
 
+    #[inline]
     pub(crate) fn used(&self) -> u32 {
         self.used.load(Ordering::Relaxed)
     }
 
+    #[inline]
     pub(crate) fn set_used(&self, used: u32) {
         self.used.store(used, Ordering::Release);
     }
 
+    #[inline]
     pub(crate) fn node(&self) -> u32 {
         self.node.load(Ordering::Relaxed)
     }
 
+    #[inline]
     pub(crate) fn set_node(&self, node: u32) {
         self.node.store(node, Ordering::Release);
     }
@@ -216,10 +223,12 @@ impl Cell {
         self.node.load(Ordering::Acquire) == Self::MOVED
     }
 
+    #[inline]
     pub(crate) fn blocks(&self) -> &AtomicWords {
         &self.blocks
     }
 
+    #[inline]
     pub(crate) fn spill(&self) -> &AtomicWords {
         &self.spill
     }

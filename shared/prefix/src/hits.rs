@@ -205,7 +205,7 @@ pub(crate) fn load_set(words: &[crate::sync::AtomicU64]) -> [u64; WORDS] {
     set
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, feature = "shuttle"))))]
 mod tests {
     use super::*;
 

@@ -75,7 +75,7 @@ pub(crate) fn gaps(set: &[Stretch]) -> Vec<Stretch> {
     gaps
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, feature = "shuttle"))))]
 mod tests {
     use super::*;
     use proptest::prelude::*;

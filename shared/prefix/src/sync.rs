@@ -1,4 +1,4 @@
-//! Atomics and grace periods, with loom's stand-ins under `cfg(loom)`.
+//! Atomics and grace periods, with loom's stand-ins under `cfg(loom)` and shuttle's under the feature of that name.
 //!
 //! [`Pins`] is what a reader takes before it follows a pointer; [`Grace`] tells the writer when all readers that
 //! could have seen something unlinked are gone. Outside loom both rest on crossbeam-epoch's default collector. The
@@ -7,7 +7,7 @@
 
 pub(crate) use imp::{AtomicPtr, AtomicU32, AtomicU64, Grace, Guard, Ordering, Pins};
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, feature = "shuttle")))]
 mod imp {
     pub(crate) use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
@@ -72,12 +72,17 @@ mod imp {
     }
 }
 
-#[cfg(loom)]
+#[cfg(any(loom, feature = "shuttle"))]
 mod imp {
-    pub(crate) use loom::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+    #[cfg(loom)]
+    use loom as model;
+    #[cfg(not(loom))]
+    use shuttle as model;
 
-    use loom::sync::Arc;
-    use loom::sync::atomic::AtomicUsize;
+    pub(crate) use model::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+    use model::sync::Arc;
+    use model::sync::atomic::AtomicUsize;
 
     /// Counts as one active reader while it lives.
     pub(crate) struct Guard(Arc<AtomicUsize>);
@@ -128,7 +133,7 @@ mod imp {
 
         pub(crate) fn abandon<T: Send + 'static>(&mut self, garbage: T) {
             while self.pins.0.fetch_add(0, Ordering::AcqRel) != 0 {
-                loom::thread::yield_now();
+                model::thread::yield_now();
             }
             drop(garbage);
         }

@@ -126,7 +126,7 @@ pub(crate) fn is_crowded(used: usize, len: usize) -> bool {
     used * 10 >= len * 7
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, feature = "shuttle"))))]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;

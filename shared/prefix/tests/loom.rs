@@ -75,21 +75,85 @@ impl Index {
     /// The lookup of the crate, for one slot.
     fn lookup(&self, path: &[u64]) -> usize {
         let guard = self.pins.pin();
+        for _ in 0..4 {
+            if let Some(depth) = self.look(path, &guard) {
+                return depth;
+            }
+        }
+        unreachable!("a model merges but once");
+    }
+
+    /// One pass; nothing when a run was merged meanwhile.
+    fn look(&self, path: &[u64], guard: &Guard) -> Option<usize> {
         let mut depth = 0;
+        let mut last: Option<&Cell> = None;
         while depth < path.len() {
-            let Some(cell) = self.find(path[depth], &guard) else { break };
-            let run = cell.run(&guard);
+            let Some(cell) = self.find(path[depth], guard) else {
+                return (!last.is_some_and(Cell::is_moved)).then_some(depth);
+            };
+            last = Some(cell);
+            let run = cell.run(guard);
             let common =
                 run.iter().zip(&path[depth..]).take_while(|(a, b)| a.load(Ordering::Relaxed) == **b).count();
-            let (near, _) = cell.holders(&guard);
-            let holder = near.first().and_then(|word| Holder::unpack(word.load(Ordering::Acquire)));
-            let gain = holder.map_or(0, |holder| usize::from(holder.lead)).min(common);
+            let gain = self.held(cell, guard).min(common);
             depth += gain;
             if gain < run.len() {
                 break;
             }
         }
-        depth
+        Some(depth)
+    }
+
+    /// Leading blocks that the slot holds of a run.
+    fn held(&self, cell: &Cell, guard: &Guard) -> usize {
+        let of = |word: &AtomicU64| Holder::unpack(word.load(Ordering::Acquire)).filter(|h| h.slot == SLOT);
+        let Some(wide) = cell.wide(guard) else {
+            let (near, _) = cell.holders(guard);
+            return near.first().and_then(of).map_or(0, |holder| usize::from(holder.lead));
+        };
+        // The set first, then the exceptions.
+        let in_set = wide.set.first().is_some_and(|bits| bits.load(Ordering::Acquire) >> SLOT & 1 != 0);
+        let exception = wide.exceptions().iter().find_map(of);
+        if in_set { exception.map_or(wide.full as usize, |holder| usize::from(holder.lead)) } else { 0 }
+    }
+
+    /// A wide cell with room for two exceptions.
+    fn widen(&self, number: u32, full: u32, set: u64, grave: &mut Graveyard) {
+        let cell = &self.cells[number as usize];
+        cell.spill().replace(Some(Words::new(3, Holder::NONE, [set])), grave);
+        cell.set_used(0);
+        cell.set_wide(full, 1, 0);
+    }
+
+    /// An exception of a wide cell, at the next place or over the first.
+    fn except(&self, number: u32, lead: u16, fresh: bool) {
+        let guard = self.pins.pin();
+        let cell = &self.cells[number as usize];
+        let word = Holder { slot: SLOT, lead, behind: false, record: 0 }.pack();
+        cell.spill().get(&guard)[1].store(word, Ordering::Release);
+        if fresh {
+            cell.set_used(1);
+        }
+    }
+
+    fn put_in_set(&self, number: u32) {
+        let guard = self.pins.pin();
+        let bits = &self.cells[number as usize].spill().get(&guard)[0];
+        bits.store(bits.load(Ordering::Relaxed) | 1 << SLOT, Ordering::Release);
+    }
+
+    fn remove(&self, name: u64, number: u32) {
+        let guard = self.pins.pin();
+        let table = self.table.get(&guard);
+        let found = table::probe(table, name, |other| other == number).unwrap();
+        table::remove(table, found.index);
+    }
+
+    fn replace(&self, name: u64, old: u32, new: u32) {
+        let guard = self.pins.pin();
+        let table = self.table.get(&guard);
+        let found = table::probe(table, name, |other| other == old).unwrap();
+        table::update(table, found.index, name, new);
     }
 }
 
@@ -221,6 +285,95 @@ fn place_from_the_root_down() {
         index.lead(2, 0);
         index.lead(1, 1);
         assert!(looking.join().unwrap() <= 1);
+        drop(grave);
+    });
+}
+
+/// A run is merged with the one behind it: a reader sees all that is held, before, during and after.
+#[test]
+fn merge_hides_nothing() {
+    loom::model(|| {
+        let (index, mut grave) = Index::new();
+        index.publish(1, &[11], 1, &mut grave);
+        index.publish(2, &[12], 1, &mut grave);
+        let reader = index.clone();
+        let looking = thread::spawn(move || reader.lookup(&[11, 12]));
+        // The whole, the marks, then the name of the rest goes.
+        index.fill(3, &[11, 12], 2, &mut grave);
+        index.replace(11, 1, 3);
+        index.cells[1].set_node(Cell::MOVED);
+        index.cells[2].set_node(Cell::MOVED);
+        index.remove(12, 2);
+        grave.bury_cell(1, 0);
+        grave.bury_cell(2, 0);
+        let mut free = Vec::new();
+        grave.collect(&mut free);
+        assert_eq!(looking.join().unwrap(), 2);
+        drop(grave);
+    });
+}
+
+/// A run takes the wide form in a new cell: what the slot holds is never out of sight.
+#[test]
+fn widening_hides_nothing() {
+    loom::model(|| {
+        let (index, mut grave) = Index::new();
+        index.publish(1, &[11, 12], 2, &mut grave);
+        let reader = index.clone();
+        let looking = thread::spawn(move || reader.lookup(&[11, 12]));
+        index.fill(2, &[11, 12], 0, &mut grave);
+        index.widen(2, 2, 1 << SLOT, &mut grave);
+        index.replace(11, 1, 2);
+        index.cells[1].set_node(Cell::MOVED);
+        grave.bury_cell(1, 0);
+        let mut free = Vec::new();
+        grave.collect(&mut free);
+        assert_eq!(looking.join().unwrap(), 2);
+        drop(grave);
+    });
+}
+
+/// A slot comes to a wide run with less than the others have: never seen with all that they have.
+#[test]
+fn first_exception_of_a_wide_run() {
+    loom::model(|| {
+        let (index, mut grave) = Index::new();
+        index.fill(1, &[11, 12], 0, &mut grave);
+        index.widen(1, 2, 0, &mut grave);
+        {
+            let guard = index.pins.pin();
+            table::insert(index.table.get(&guard), 11, 1);
+        }
+        let reader = index.clone();
+        let looking = thread::spawn(move || reader.lookup(&[11, 12]));
+        index.except(1, 1, true);
+        index.put_in_set(1);
+        let depth = looking.join().unwrap();
+        assert!(depth <= 1, "{depth}");
+        assert_eq!(index.lookup(&[11, 12]), 1);
+        drop(grave);
+    });
+}
+
+/// A slot of a wide run loses the end of what it holds, then all, and gets all back: each state or the one before.
+#[test]
+fn exceptions_of_a_wide_run_change_at_once() {
+    loom::model(|| {
+        let (index, mut grave) = Index::new();
+        index.fill(1, &[11, 12], 0, &mut grave);
+        index.widen(1, 2, 1 << SLOT, &mut grave);
+        {
+            let guard = index.pins.pin();
+            table::insert(index.table.get(&guard), 11, 1);
+        }
+        let reader = index.clone();
+        let looking = thread::spawn(move || (reader.lookup(&[11, 12]), reader.lookup(&[11, 12])));
+        index.except(1, 1, true);
+        index.except(1, 0, false);
+        let (first, second) = looking.join().unwrap();
+        assert!(first <= 2 && second <= first, "{first}, then {second}");
+        index.except(1, 2, false);
+        assert_eq!(index.lookup(&[11, 12]), 2);
         drop(grave);
     });
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use fairlead_prefix::{Config, Hits, TargetId, new};
+use fairlead_wire::is_anchor;
 
 const TARGETS: u16 = 24;
 const PATHS: u64 = 96;
@@ -22,6 +23,10 @@ fn path(number: u64) -> Vec<u64> {
                 _ => number,
             };
             last = (last.rotate_left(7) ^ branch << 32 ^ at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+            // Every tenth block an anchor.
+            if at % 10 == 9 {
+                last &= !15;
+            }
             last
         })
         .collect()
@@ -34,6 +39,13 @@ fn common(a: &[u64], b: &[u64]) -> u32 {
 /// Which paths a target may ever hold.
 fn may_hold(slot: u16, number: u64) -> bool {
     (number + u64::from(slot)).is_multiple_of(3)
+}
+
+/// A place in a path, and the blocks above it from an anchor on.
+fn place<'p>(path: &'p [u64], random: &mut Random) -> (usize, &'p [u64]) {
+    let from = random.below(path.len() as u64) as usize;
+    let anchor = path[..from].iter().rposition(|block| is_anchor(*block)).unwrap_or(0);
+    (from, &path[anchor..from])
 }
 
 struct Random(u64);
@@ -124,7 +136,23 @@ fn readers_never_see_more_than_was_ever_held_nor_less_than_was_always_held() {
                     writer.trim_target(target, random.below(600));
                 }
                 9 => writer.collect(),
-                10..14 => {
+                10..16 => {
+                    let (from, above) = place(path, &mut random);
+                    let len = 1 + random.below((path.len() - from) as u64) as usize;
+                    writer.remove_blocks(target, above, &path[from..from + len]);
+                }
+                16..22 if may_hold(slot, number) => {
+                    let (from, above) = place(path, &mut random);
+                    let len = 1 + random.below((path.len() - from) as u64) as usize;
+                    let _ = writer.store(target, above, &path[from..from + len], round);
+                }
+                22 => {
+                    // The beginning gets many holders, and loses them again.
+                    for slot in (1..TARGETS).filter(|slot| may_hold(*slot, number)) {
+                        writer.place(TargetId::new(slot, 1), &path[..4 + random.below(20) as usize], round);
+                    }
+                }
+                23..25 => {
                     // A hole in the middle of a run.
                     let runs: Vec<_> =
                         if round.is_multiple_of(50) { writer.snapshot_runs().collect() } else { Vec::new() };

@@ -129,7 +129,7 @@ impl Anchors {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, feature = "shuttle"))))]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -113,19 +113,23 @@ impl Writer {
         view: View<'_>,
         ops: &mut Vec<IndexOp>,
     ) {
+        // From the deepest run up. By name where there are more, because a removal may unlink or merge the runs above it.
         let (mut at, mut left) = (end, count);
         let mut parts = Vec::new();
         while at.node != ROOT && left > 0 {
             let from = u64::from(at.off).saturating_sub(left) as u32;
-            parts.push((self.head(at.node, view), from, at.off - from));
-            left -= u64::from(at.off - from);
+            let len = at.off - from;
+            left -= u64::from(len);
+            parts.push((self.head(at.node, view), from, len));
+            if left == 0 {
+                break;
+            }
             let parent = self.nodes[at.node as usize].parent;
             at = At { node: parent, off: self.len(parent, view) };
         }
-        // From the deepest run up. By name, because a removal may unlink the runs above it.
-        for (run, from, len) in parts {
-            let Some(node) = self.find(run, view) else { continue };
-            if self.remove_stretch(node, target.slot, from, len, view) > 0 {
+        for (step, (run, from, len)) in parts.into_iter().enumerate() {
+            let node = if step == 0 { Some(end.node) } else { self.find(run, view) };
+            if node.is_some_and(|node| self.remove_stretch(node, target.slot, from, len, view) > 0) {
                 ops.push(IndexOp::Remove { target: target.pack(), run, from, len });
             }
         }

@@ -15,6 +15,8 @@ use super::{At, NIL, ROOT, Record, Writer, budget, list};
 const NARROW_MOST: usize = if cfg!(test) { 3 } else { 16 };
 /// A wide run that is written anew with no more holders than this takes the narrow form.
 const WIDE_LEAST: usize = if cfg!(test) { 2 } else { 8 };
+/// Least room for further exceptions in a wide run that is written anew.
+const SPARE: usize = if cfg!(test) { 1 } else { 8 };
 
 /// Memory of one entry of the map of stretches behind holes, map overhead included.
 fn behind_bytes(set: &[Stretch]) -> usize {
@@ -79,8 +81,13 @@ impl Writer {
         };
         let Some(wide) = cell.wide(view.guard) else {
             let (near, far) = cell.holders(view.guard);
-            let mut all = near.iter().chain(far).enumerate();
-            return all.find_map(|(at, word)| Some((Place::At(at), matches(word)?)));
+            for (at, word) in near.iter().enumerate() {
+                if let Some(holder) = matches(word) {
+                    return Some((Place::At(at), holder));
+                }
+            }
+            let mut far = far.iter().enumerate();
+            return far.find_map(|(at, word)| Some((Place::At(INLINE + at), matches(word)?)));
         };
         let bits = wide.set.get(usize::from(slot) / 64)?.load(Ordering::Relaxed);
         if bits >> (slot % 64) & 1 == 0 {
@@ -94,11 +101,13 @@ impl Writer {
         )
     }
 
+    #[inline]
     fn behind(&self, node: u32, holder: Holder) -> &[Stretch] {
         let known = holder.behind.then(|| self.behind.get(&behind_key(node, holder.slot))).flatten();
         known.map_or(&[], |set| set)
     }
 
+    #[inline]
     fn share(&self, node: u32, holder: Holder) -> Share {
         let behind = self.behind(node, holder).to_vec();
         Share { slot: holder.slot, lead: u32::from(holder.lead), behind, record: holder.record }
@@ -218,9 +227,10 @@ impl Writer {
 
     /// Writes what a slot holds of a run, nothing perhaps. Returns the record (none in the wide form).
     fn put_share(&mut self, node: u32, share: Share, view: View<'_>) -> u32 {
-        let behind = !share.behind.is_empty();
+        // The set last: when the cell is written anew meanwhile, set and cell must agree.
+        let record = self.put(node, share.slot, share.lead, !share.behind.is_empty(), view);
         self.store_behind(node, share.slot, share.behind);
-        self.put(node, share.slot, share.lead, behind, view)
+        record
     }
 
     /// Writes a slot's lead, and that it holds something behind a hole, in either form. The cell may be replaced.
@@ -463,7 +473,7 @@ impl Writer {
             self.wide[number as usize] = node;
             let set = self.config.max_targets.div_ceil(64);
             let exceptions = shares.iter().filter(|share| share.lead != full || !share.behind.is_empty());
-            let room = exceptions.count() * 3 / 2 + (shares.len() / 16).max(8);
+            let room = exceptions.count() * 3 / 2 + (shares.len() / 16).max(SPARE);
             let zeros = std::iter::repeat_n(0, set);
             let words = Words::new(set + room, Holder::NONE, zeros);
             self.usage.spill += words.bytes();
@@ -560,6 +570,7 @@ impl Writer {
     }
 
     /// A slot's holding of a run went from `before` to `after` blocks.
+    #[inline]
     pub(super) fn count(&mut self, slot: Slot, before: u32, after: u32) {
         let state = &mut self.slots[usize::from(slot)];
         let held = state.held + u64::from(after) - u64::from(before);

@@ -9,7 +9,7 @@ mod slices;
 mod snapshot;
 mod tree;
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, feature = "shuttle"))))]
 mod tests;
 
 use std::sync::Arc;

@@ -62,7 +62,7 @@ impl Runs<'_> {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, feature = "shuttle"))))]
 mod tests {
     use fairlead_wire::TargetId;
 

@@ -22,6 +22,7 @@ pub(crate) struct View<'v> {
 }
 
 impl<'v> View<'v> {
+    #[inline]
     pub(super) fn cell(self, number: u32) -> &'v Cell {
         let cell = self.shared.cells.get(number);
         cell.unwrap_or_else(|| unreachable!("cell {number} of a live run is in the arena"))
@@ -35,21 +36,25 @@ fn copy(blocks: &[AtomicU64], room: usize) -> Words {
 
 impl Writer {
     /// The cell of a node other than the root.
+    #[inline]
     pub(super) fn cell<'v>(&self, node: u32, view: View<'v>) -> &'v Cell {
         view.cell(self.nodes[node as usize].cell)
     }
 
     /// The node whose run starts with `head`.
+    #[inline]
     pub(super) fn find(&self, head: u64, view: View<'_>) -> Option<u32> {
         view.shared.find(head, view.guard).map(|(_, cell)| cell.node())
     }
 
     /// Blocks of the node's run; the root has none.
+    #[inline]
     pub(super) fn len(&self, node: u32, view: View<'_>) -> u32 {
         if node == ROOT { 0 } else { self.cell(node, view).len() }
     }
 
     /// Name of the node's run; 0 for the root.
+    #[inline]
     pub(super) fn head(&self, node: u32, view: View<'_>) -> u64 {
         if node == ROOT { 0 } else { self.cell(node, view).head() }
     }
@@ -66,6 +71,9 @@ impl Writer {
                 if (at.off as usize) < run.len() {
                     return (at, taken);
                 }
+            }
+            if self.nodes[at.node as usize].first_child == NIL {
+                return (at, taken);
             }
             let next = path.get(taken).and_then(|block| self.find(*block, view));
             match next {
@@ -577,6 +585,7 @@ impl Writer {
     }
 
     /// Holder positions of a cell that exist without a new array.
+    #[inline]
     pub(super) fn positions(&self, cell: &Cell, view: View<'_>) -> usize {
         match cell.wide(view.guard) {
             Some(wide) => wide.room(),
