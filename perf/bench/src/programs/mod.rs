@@ -2,6 +2,7 @@
 
 pub mod decision;
 pub mod index;
+pub mod propagation;
 
 use std::io::Write as _;
 
@@ -35,6 +36,11 @@ pub const PROGRAMS: &[Program] = &[
         name: "decision",
         about: "from block hashes to reservation: time and allocations",
         run: decision::run,
+    },
+    Program {
+        name: "propagation",
+        about: "from agent and gateway through the scheduler to the shards of other processes: time, rate, joining",
+        run: propagation::run,
     },
 ];
 
