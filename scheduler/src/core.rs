@@ -3,13 +3,12 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 
 use ahash::AHashMap;
 use bytes::Bytes;
 use fairlead_replication::{Lane as TruthLane, Output, SessionId, Truth};
 use fairlead_telemetry::admin::Page;
-use fairlead_transport::{Lane, LinkError, LinkSender, LinkStats, SendError};
+use fairlead_transport::{Lane, LinkError, LinkSender, LinkStats, Refusals, SendError};
 use fairlead_wire::Message;
 use fairlead_wire::msg::{Hello, RefuseCode, Role};
 use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot, watch};
@@ -169,7 +168,7 @@ impl Core<LinkSender> {
 
 impl<O: Outlet> Core<O> {
     /// A core around a truth.
-    pub fn new(truth: Truth, turned_away: Arc<AtomicUsize>) -> Self {
+    pub fn new(truth: Truth, turned_away: Arc<Refusals>) -> Self {
         Self {
             truth,
             sessions: AHashMap::new(),
@@ -256,6 +255,9 @@ impl<O: Outlet> Core<O> {
     fn ended(&mut self, session: SessionId, why: &LinkError, now_us: u64) {
         let Some(entry) = self.sessions.get_mut(&session) else { return };
         tracing::info!(role = ?entry.role, name = %entry.name, %why, "link ended");
+        if why.is_peers_fault() {
+            self.traffic.malformed += 1;
+        }
         if matches!(why, LinkError::TimedOut) {
             // Silence may be this process's own: after a stall every link times out at once. The truth judges silence
             // by its own progress, and a peer that links up again takes its place over without a gap.

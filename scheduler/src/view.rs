@@ -1,14 +1,13 @@
 //! What the admin pages show.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use ahash::AHashMap;
 use fairlead_replication::{SessionId, Truth};
 use fairlead_telemetry::admin::Page;
 use fairlead_telemetry::{Definition, Registry, Samples, names};
-use fairlead_transport::role_str;
-use fairlead_wire::msg::RankLoad;
+use fairlead_transport::{Refusals, role_str};
+use fairlead_wire::msg::{CacheSource, RankLoad, RefuseCode};
 use serde_json::{Value, json};
 
 use crate::core::{Outlet, Session};
@@ -26,9 +25,11 @@ pub enum View {
 #[derive(Debug, Default)]
 pub(crate) struct Traffic {
     /// Kept by the listener.
-    pub(crate) turned_away: Arc<AtomicUsize>,
+    pub(crate) turned_away: Arc<Refusals>,
     pub(crate) connected: u64,
     pub(crate) timed_out: u64,
+    /// Sessions refused for a frame that is none.
+    pub(crate) malformed: u64,
     pub(crate) messages: u64,
     pub(crate) frames: u64,
     pub(crate) bytes: u64,
@@ -75,6 +76,11 @@ fn targets<O: Outlet>(scene: &Scene<'_, O>) -> Value {
                 "kv_blocks": info.kv_blocks,
                 "block_size": info.block_size,
                 "in_flight": target.requests,
+                "cache": cache_str(target.cache),
+                "held_blocks": target.held_blocks,
+                "believed_blocks": target.believed_blocks,
+                "capacity_factor": target.capacity_factor,
+                "cached_ratio": target.cached_ratio,
                 "load": target.load.map(|load| load_json(&load, scene.now_us)),
             })
         })
@@ -82,6 +88,24 @@ fn targets<O: Outlet>(scene: &Scene<'_, O>) -> Value {
     let stats = scene.truth.stats();
     json!({ "epoch": stats.epoch.to_string(), "sequence": stats.sequence, "settled": stats.settled, "targets": list })
 }
+
+const fn cache_str(cache: CacheSource) -> &'static str {
+    match cache {
+        CacheSource::Placements => "placements",
+        CacheSource::Events => "events",
+        CacheSource::PartialEvents => "events, partial",
+    }
+}
+
+/// All codes with which peers are refused, in the order of their declaration, and their labels.
+const CODES: [(RefuseCode, &str); 6] = [
+    (RefuseCode::Protocol, "protocol"),
+    (RefuseCode::Identity, "identity"),
+    (RefuseCode::Invalid, "invalid"),
+    (RefuseCode::Malformed, "malformed"),
+    (RefuseCode::Capacity, "capacity"),
+    (RefuseCode::Superseded, "superseded"),
+];
 
 fn load_json(load: &RankLoad, now_us: u64) -> Value {
     json!({
@@ -147,6 +171,22 @@ fn metrics<O: Outlet>(scene: &Scene<'_, O>) -> Page {
         &["state"],
         vec![("ready", stats.ready as u64), ("unready", stats.targets.saturating_sub(stats.ready) as u64)],
     );
+    let refusals = CODES.iter().map(|&(code, label)| {
+        let malformed = if code == RefuseCode::Malformed { traffic.malformed } else { 0 };
+        let before_hello = traffic.turned_away.of(code) as u64;
+        (label, stats.refused_by[code as usize] + malformed + before_hello)
+    });
+    registry.counter_callback(&names::SCHEDULER_REFUSALS, push(refusals.collect()));
+    gauge(
+        names::SCHEDULER_CACHE_SOURCES.name,
+        names::SCHEDULER_CACHE_SOURCES.help,
+        names::SCHEDULER_CACHE_SOURCES.labels,
+        vec![
+            ("events", stats.exact as u64),
+            ("partial", stats.partial as u64),
+            ("placements", stats.targets.saturating_sub(stats.exact + stats.partial) as u64),
+        ],
+    );
     for (definition, value) in [(names::INDEX_BLOCKS, index.held_blocks), (names::INDEX_BYTES, index.bytes)] {
         registry.gauge_callback(&definition, push(vec![("", value)]));
     }
@@ -165,6 +205,12 @@ fn metrics<O: Outlet>(scene: &Scene<'_, O>) -> Page {
             "Recent frames kept for resuming gateways",
             stats.ring_bytes as u64,
         ),
+        ("fairlead_scheduler_snapshot_bytes", "Snapshots kept", stats.snapshot_bytes as u64),
+        (
+            "fairlead_scheduler_waiting_bytes",
+            "Inputs that wait while a snapshot is encoded",
+            stats.waiting_bytes as u64,
+        ),
     ] {
         gauge(name, help, &[], vec![("", value)]);
     }
@@ -173,7 +219,7 @@ fn metrics<O: Outlet>(scene: &Scene<'_, O>) -> Page {
         (
             "fairlead_scheduler_turned_away_total",
             "Peers refused before their hello was accepted",
-            traffic.turned_away.load(Relaxed) as u64,
+            traffic.turned_away.total() as u64,
         ),
         ("fairlead_scheduler_links_timed_out_total", "Links lost for silence", traffic.timed_out),
         ("fairlead_scheduler_messages_total", "Messages received", traffic.messages),
@@ -195,6 +241,22 @@ fn metrics<O: Outlet>(scene: &Scene<'_, O>) -> Page {
             "fairlead_scheduler_placements_ignored_total",
             "Placements on targets that are gone",
             stats.placements_ignored,
+        ),
+        ("fairlead_scheduler_cache_events_total", "KV-cache events taken", stats.cache_events),
+        (
+            "fairlead_scheduler_cache_events_ignored_total",
+            "KV-cache events that fit no registration",
+            stats.events_ignored,
+        ),
+        (
+            "fairlead_scheduler_unknown_parents_total",
+            "KV-cache events whose place is not in the index",
+            stats.unknown_parents,
+        ),
+        (
+            "fairlead_scheduler_trims_total",
+            "Operations that took from a target what goes beyond its share or its engine's room",
+            stats.trims,
         ),
         ("fairlead_scheduler_evictions_total", "Operations that evicted runs", stats.evictions),
         (

@@ -57,5 +57,9 @@ definitions! {
     TTFT_PREDICTION = "fairlead_ttft_prediction_ratio" [] "Predicted time to first token over the actual one";
     CACHED_TOKENS_PREDICTION = "fairlead_cached_tokens_prediction_ratio" []
         "Cached prompt tokens as predicted over what the engine reports";
+    SCHEDULER_REFUSALS = "fairlead_scheduler_refusals_total" ["code"]
+        "Peers refused, by cause: what they said of themselves, malformed frames, no room";
+    SCHEDULER_CACHE_SOURCES = "fairlead_scheduler_cache_sources" ["source"]
+        "Targets by where the index learns what they hold: their engine's events (partial: some were lost) or placements";
     RETRIES = "fairlead_retries_total" ["cause"] "Requests sent to another target after one failed";
 }

@@ -64,6 +64,11 @@ impl From<ConnectionError> for LinkError {
 }
 
 impl LinkError {
+    /// Whether the peer sent what it may not send.
+    pub fn is_peers_fault(&self) -> bool {
+        matches!(self, Self::Frame(_) | Self::Protocol(_))
+    }
+
     /// What to tell a peer whose fault this is; `None` when it is not the peer's.
     pub(crate) fn refusal(&self) -> Option<Refuse> {
         match self {
@@ -75,7 +80,7 @@ impl LinkError {
     }
 }
 
-const REFUSE_CODES: [RefuseCode; 6] = [
+pub(crate) const REFUSE_CODES: [RefuseCode; 6] = [
     RefuseCode::Protocol,
     RefuseCode::Identity,
     RefuseCode::Invalid,

@@ -32,6 +32,7 @@ mod inbound;
 mod link;
 mod listen;
 mod outbound;
+mod refusals;
 mod tls;
 
 pub use backoff::Backoff;
@@ -41,6 +42,7 @@ pub use error::{ConnectError, LinkError, ListenError, SendError};
 pub use identity::{ANY_NAME, Authority, Identity, IdentityError, NAME_MAX, Peer, SCHEDULER_HOST, role_str};
 pub use link::{Lane, Link, LinkReceiver, LinkSender, LinkStats};
 pub use listen::{Accepted, Listener, listen};
+pub use refusals::Refusals;
 pub use tls::LinkOptions;
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use fairlead_wire::frame::{Kind, Message};
@@ -16,6 +16,7 @@ use crate::connect::certified_peer;
 use crate::error::{LinkError, ListenError, close_code};
 use crate::identity::{Identity, Peer, role_str};
 use crate::link::{Link, encode_refuse, short};
+use crate::refusals::Refusals;
 use crate::tls::{self, LinkOptions};
 
 /// A peer whose certificate and hello have been found in order. The next thing it expects is a
@@ -34,7 +35,7 @@ pub struct Listener {
     endpoint: Endpoint,
     address: SocketAddr,
     accepted: mpsc::Receiver<Accepted>,
-    refused: Arc<AtomicUsize>,
+    refused: Arc<Refusals>,
 }
 
 /// Binds `address` (UDP; port 0 takes a free one) and starts accepting. Call within a tokio runtime.
@@ -53,7 +54,7 @@ pub fn listen(
         Endpoint::new(tls::endpoint(identity), Some(config), socket, Arc::new(TokioRuntime)).map_err(bind)?;
     let address = endpoint.local_addr().map_err(bind)?;
     let (sender, accepted) = mpsc::channel(options.max_handshakes.max(1));
-    let refused = Arc::new(AtomicUsize::new(0));
+    let refused = Arc::new(Refusals::default());
     let door = Door {
         accepted: sender,
         cluster: identity.peer().cluster.clone().into(),
@@ -79,7 +80,7 @@ impl Listener {
     }
 
     /// Peers turned away during the handshake so far; goes on counting wherever it is kept.
-    pub fn refused(&self) -> Arc<AtomicUsize> {
+    pub fn refused(&self) -> Arc<Refusals> {
         self.refused.clone()
     }
 
@@ -102,7 +103,7 @@ struct Door {
     accepted: mpsc::Sender<Accepted>,
     cluster: Arc<str>,
     handshakes: Arc<Semaphore>,
-    refused: Arc<AtomicUsize>,
+    refused: Arc<Refusals>,
     started: Instant,
     /// Second since the start in which a refusal was last logged, from 1.
     said: Arc<AtomicU64>,
@@ -134,7 +135,8 @@ async fn accept(endpoint: Endpoint, door: Door) {
                     Ok(Err(rejected)) => rejected,
                     Err(_) => "no hello in time".to_owned().into(),
                 };
-            door.count(remote, &rejected.why);
+            let code = rejected.tell.as_ref().map(|(_, _, refuse)| refuse.code);
+            door.count(remote, code, &rejected.why);
             if let Some((connection, send, refuse)) = rejected.tell {
                 tell(&connection, send, &refuse).await;
             }
@@ -144,13 +146,13 @@ async fn accept(endpoint: Endpoint, door: Door) {
 
 impl Door {
     fn turn_away(&self, incoming: Incoming, why: &str) {
-        self.count(incoming.remote_address(), why);
+        self.count(incoming.remote_address(), None, why);
         incoming.refuse();
     }
 
     /// Counts a peer turned away; says so at most once a second, since anybody on the network can cause it.
-    fn count(&self, remote: SocketAddr, why: &str) {
-        let total = self.refused.fetch_add(1, Relaxed) + 1;
+    fn count(&self, remote: SocketAddr, code: Option<RefuseCode>, why: &str) {
+        let total = self.refused.count(code);
         let second = self.started.elapsed().as_secs() + 1;
         if self.said.swap(second, Relaxed) != second {
             tracing::warn!(%remote, why, total, "peer turned away");

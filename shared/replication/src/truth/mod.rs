@@ -449,6 +449,9 @@ impl Truth {
     /// Refuses a peer that never became a session.
     fn turn_away(&mut self, session: SessionId, code: RefuseCode, reason: String) {
         self.stats.refused += 1;
+        if let Some(count) = self.stats.refused_by.get_mut(code as usize) {
+            *count += 1;
+        }
         self.closing.push_back((session, refusal(code, reason)));
     }
 

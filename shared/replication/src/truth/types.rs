@@ -123,6 +123,8 @@ pub struct TruthStats {
     pub resumed: u64,
     /// Sessions refused.
     pub refused: u64,
+    /// Those, by [`RefuseCode`](fairlead_wire::msg::RefuseCode) in the order of its declaration.
+    pub refused_by: [u64; 6],
     /// Sessions closed for silence.
     pub silent: u64,
     /// Reports that named an unknown incarnation or rank, or came before the registration.

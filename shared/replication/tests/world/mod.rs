@@ -10,9 +10,11 @@ use fairlead_wire::msg::*;
 use fairlead_wire::{Frame, Message, TargetId};
 
 mod desk;
+mod engine;
 mod gateway;
 
 pub use desk::Desk;
+pub use engine::Cache;
 pub use gateway::Gateway;
 
 pub const MS: u64 = 1_000;

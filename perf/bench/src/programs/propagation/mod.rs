@@ -77,7 +77,7 @@ pub fn run(options: &Options, sheet: &mut Sheet) -> anyhow::Result<()> {
         let watching = gateways[0].begin(&format!("reports {seconds}"))?;
         agents.report(Duration::from_secs(seconds), 1_000);
         let mut us = gateways[0].numbers(watching)?;
-        note(sheet, REPORTS, &mut us, REPORT_P50, REPORT_P99, seconds * 900)?;
+        note(sheet, REPORTS, &mut us, REPORT_P50, REPORT_P99, seconds * 300)?;
         let mut us = baseline::reports(Duration::from_secs(seconds.min(5)), 1_000)?;
         let name = "JSON lines over TCP";
         sheet.baseline(REPORTS, REPORT_P50, name, quantile(&mut us, 0.5));
@@ -88,7 +88,7 @@ pub fn run(options: &Options, sheet: &mut Sheet) -> anyhow::Result<()> {
         let reserving = gateways[0].begin(&format!("reserve {seconds}"))?;
         let mut us = gateways[1].numbers(watching)?;
         gateways[0].end(reserving)?;
-        note(sheet, RESERVATIONS, &mut us, RESERVE_P50, RESERVE_P99, seconds * 50)?;
+        note(sheet, RESERVATIONS, &mut us, RESERVE_P50, RESERVE_P99, seconds * 20)?;
     }
 
     say("filling a million blocks");
