@@ -208,6 +208,7 @@ pub(crate) fn load_set(words: &[crate::sync::AtomicU64]) -> [u64; WORDS] {
 #[cfg(all(test, not(any(loom, feature = "shuttle"))))]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn merging_keeps_the_larger_and_clearing_forgets() {
@@ -226,5 +227,51 @@ mod tests {
         assert_eq!((hits.matched_blocks, hits.len(), hits.get(u16::MAX)), (7, 3, 0));
         hits.clear();
         assert!(hits.is_empty() && hits.get(3) == 0 && hits.matched_blocks == 0);
+    }
+
+    /// What a lookup tells, run by run: who holds how much of the next ten blocks.
+    type Runs = Vec<(bool, Vec<(Slot, u32)>)>;
+
+    proptest! {
+        #[test]
+        fn sets_and_single_targets_answer_alike(
+            runs in prop::collection::vec((any::<bool>(), prop::collection::vec((0u16..90, 0u32..11), 0..60)), 1..14),
+        ) {
+            let runs: Runs = runs;
+            let (mut hits, mut plain) = (Hits::new(), std::collections::BTreeMap::new());
+            for (at, (wide, holders)) in runs.iter().enumerate() {
+                let offset = at as u32 * 10;
+                let holders: std::collections::BTreeMap<Slot, u32> = holders.iter().copied().collect();
+                let mut set = [0u64; WORDS];
+                for (&slot, &gain) in &holders {
+                    if *wide && gain == 7 {
+                        set[usize::from(slot) / 64] |= 1 << (slot % 64);
+                    } else {
+                        hits.advance(slot, offset, gain);
+                    }
+                    if gain > 0 && plain.get(&slot).copied().unwrap_or(0) == offset {
+                        plain.insert(slot, offset + gain);
+                    }
+                }
+                // Seven of ten ends the path for these; in every other run all of ten does not.
+                let gain = if at % 2 == 0 { 10 } else { 7 };
+                for (slot, depth) in plain.iter_mut() {
+                    if set[usize::from(*slot) / 64] >> (slot % 64) & 1 != 0 && *depth == offset + 7 {
+                        *depth = offset + gain;
+                    }
+                }
+                hits.advance_all(set, offset, gain);
+                let mut all: Vec<_> = hits.iter().collect();
+                all.sort_unstable();
+                prop_assert_eq!(&all, &plain.iter().map(|(slot, depth)| (*slot, *depth)).collect::<Vec<_>>());
+                prop_assert_eq!(hits.len(), plain.len());
+                prop_assert_eq!(hits.matched_blocks, plain.values().copied().max().unwrap_or(0));
+                for slot in 0..100 {
+                    prop_assert_eq!(hits.get(slot), plain.get(&slot).copied().unwrap_or(0));
+                }
+            }
+            hits.clear();
+            prop_assert!(hits.is_empty() && hits.iter().count() == 0 && (0..100).all(|slot| hits.get(slot) == 0));
+        }
     }
 }

@@ -113,23 +113,25 @@ impl Writer {
         view: View<'_>,
         ops: &mut Vec<IndexOp>,
     ) {
-        // From the deepest run up. By name where there are more, because a removal may unlink or merge the runs above it.
-        let (mut at, mut left) = (end, count);
-        let mut parts = Vec::new();
-        while at.node != ROOT && left > 0 {
-            let from = u64::from(at.off).saturating_sub(left) as u32;
-            let len = at.off - from;
-            left -= u64::from(len);
-            parts.push((self.head(at.node, view), from, len));
-            if left == 0 {
-                break;
-            }
-            let parent = self.nodes[at.node as usize].parent;
-            at = At { node: parent, off: self.len(parent, view) };
+        let from = u64::from(end.off).saturating_sub(count) as u32;
+        let mut left = count - u64::from(end.off - from);
+        let mut above = Vec::new();
+        let mut node = end.node;
+        while node != ROOT && left > 0 {
+            node = self.nodes[node as usize].parent;
+            let len = self.len(node, view);
+            let from = u64::from(len).saturating_sub(left) as u32;
+            left -= u64::from(len - from);
+            above.push((self.head(node, view), from, len - from));
         }
-        for (step, (run, from, len)) in parts.into_iter().enumerate() {
-            let node = if step == 0 { Some(end.node) } else { self.find(run, view) };
-            if node.is_some_and(|node| self.remove_stretch(node, target.slot, from, len, view) > 0) {
+        // From the deepest run up. Those above by name, because a removal may unlink or merge them.
+        let run = self.head(end.node, view);
+        if end.node != ROOT && self.remove_stretch(end.node, target.slot, from, end.off - from, view) > 0 {
+            ops.push(IndexOp::Remove { target: target.pack(), run, from, len: end.off - from });
+        }
+        for (run, from, len) in above {
+            let Some(node) = self.find(run, view) else { continue };
+            if self.remove_stretch(node, target.slot, from, len, view) > 0 {
                 ops.push(IndexOp::Remove { target: target.pack(), run, from, len });
             }
         }
