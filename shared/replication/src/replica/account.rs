@@ -4,6 +4,10 @@
 //! A report is old when it arrives. To subtract what the gateways had in flight *then*, each target keeps a short
 //! history of that number: one entry per change, at most one per sampling interval. A time before the oldest entry
 //! takes the oldest.
+//!
+//! This gateway's own requests and those of the others have a history each, for news of the others is late: what they
+//! had in flight when a report was taken is known here a trip through the scheduler later. So the others' history is
+//! asked for that later time, and a report is looked at again when news arrives that may speak of its time.
 
 use fairlead_wire::msg::RankLoad;
 
@@ -19,15 +23,15 @@ pub(crate) struct History {
 }
 
 impl History {
-    /// Notes that `requests` are in flight from `now_us` on.
-    pub(crate) fn note(&mut self, now_us: u64, requests: u32) {
+    /// Notes that `requests` are in flight from `now_us` on. Whether that is a change.
+    pub(crate) fn note(&mut self, now_us: u64, requests: u32) -> bool {
         if let Some(last) = self.last_mut() {
             if last.1 == requests {
-                return;
+                return false;
             }
             if last.0 >= now_us {
                 last.1 = requests;
-                return;
+                return true;
             }
         }
         if self.entries.len() < LEN {
@@ -36,6 +40,7 @@ impl History {
             self.entries[self.start] = (now_us, requests);
             self.start = (self.start + 1) % LEN;
         }
+        true
     }
 
     /// Requests in flight at a past time.

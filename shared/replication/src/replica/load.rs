@@ -162,8 +162,9 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
         let sum = InFlight { target: local.id.pack(), ..sum };
         if sum != local.peers {
             local.peers = sum;
-            local.history.note(self.now_us, local.own.requests.saturating_add(sum.requests));
+            local.peers_history.note(self.now_us, sum.requests);
             self.sink.peer_load(local.id, &sum);
+            self.look_again(slot);
         }
     }
 
@@ -175,8 +176,30 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
         let clock = self.link.as_ref().and_then(|link| link.clock.to_local(load.taken_us));
         // Before the first pong the clocks cannot be compared; now is the best bound there is.
         load.taken_us = clock.unwrap_or(self.now_us).min(self.now_us);
-        let foreign_requests = foreign(&load, local.history.at(load.taken_us));
-        self.sink.engine_load(local.id, &EngineView { load, foreign_requests });
+        let peers = local.peers_history.at(load.taken_us.saturating_add(self.news_age_us()));
+        let then = local.own_history.at(load.taken_us).saturating_add(peers);
+        let view = EngineView { load, foreign_requests: foreign(&load, then) };
+        self.sink.engine_load(local.id, &view);
+        if let Some(local) = self.table.get_mut(slot) {
+            local.report_us = load.taken_us;
+        }
+    }
+
+    /// How old news of the other gateways is when it arrives, microseconds: they tell at most once an interval, and it
+    /// takes a trip to the scheduler and one from there.
+    fn news_age_us(&self) -> u64 {
+        let trip = self.link.as_ref().and_then(|link| link.clock.round_trip_us()).unwrap_or(0);
+        trip.saturating_add(self.config.load_us)
+    }
+
+    /// What is in flight has changed: the engine's report is looked at again if it is so new that the change may speak
+    /// of its time.
+    fn look_again(&mut self, slot: Slot) {
+        let reach_us = 2 * self.news_age_us();
+        let recent = |report_us: u64| report_us > 0 && report_us.saturating_add(reach_us) >= self.now_us;
+        if self.table.get(slot).is_some_and(|local| recent(local.report_us)) {
+            self.show_engine(slot);
+        }
     }
 
     /// Reads this gateway's reservations.
@@ -184,9 +207,16 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
         let now_us = self.now_us;
         self.next_sample_us = now_us + SAMPLE_US * (1 + self.table.len() as u64 / 1_024);
         self.loaded = false;
+        let mut changed = Vec::new();
         for local in self.table.iter_mut() {
-            self.loaded |= local.sample(self.sink.in_flight(local.id), now_us);
+            if local.sample(self.sink.in_flight(local.id), now_us) {
+                changed.push(local.id.slot);
+            }
+            self.loaded |= local.own != InFlight::default();
             self.load_dirty |= local.own != local.told && local.remote.is_some();
+        }
+        for slot in changed {
+            self.look_again(slot);
         }
         if let Some(link) = &mut self.link
             && now_us >= link.next_full_us
@@ -200,8 +230,12 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
     pub(super) fn sample_one(&mut self, slot: Slot) {
         let now_us = self.now_us;
         let Some(local) = self.table.get_mut(slot) else { return };
-        self.loaded |= local.sample(self.sink.in_flight(local.id), now_us);
+        let changed = local.sample(self.sink.in_flight(local.id), now_us);
+        self.loaded |= local.own != InFlight::default();
         self.load_dirty |= local.own != local.told && local.remote.is_some();
+        if changed {
+            self.look_again(slot);
+        }
     }
 
     /// Reservations to tell the scheduler; `None` when nothing changed.

@@ -31,12 +31,16 @@ pub(crate) struct Local {
     pub(crate) own: InFlight,
     /// What the others have in flight here.
     pub(crate) peers: InFlight,
-    /// Requests in flight, all gateways, over the last while.
-    pub(crate) history: History,
+    /// This gateway's requests in flight over the last while.
+    pub(crate) own_history: History,
+    /// The others', by the time at which they became known here.
+    pub(crate) peers_history: History,
+    /// When the engine's last report was taken, this process's clock; 0 before the first.
+    pub(crate) report_us: u64,
 }
 
 impl Local {
-    /// Notes what this gateway has in flight here. Whether it is anything.
+    /// Notes what this gateway has in flight here. Whether the number of requests has changed.
     pub(crate) fn sample(&mut self, own: InFlight, now_us: u64) -> bool {
         // Beyond what a message may say lies no real load.
         self.own = InFlight {
@@ -46,8 +50,7 @@ impl Local {
             prefill_tokens: own.prefill_tokens.min(MAX_COUNT),
             context_tokens: own.context_tokens.min(MAX_COUNT),
         };
-        self.history.note(now_us, self.own.requests.saturating_add(self.peers.requests));
-        self.own != InFlight::default()
+        self.own_history.note(now_us, self.own.requests)
     }
 }
 
@@ -108,7 +111,9 @@ impl Table {
             told: InFlight::default(),
             own: InFlight::default(),
             peers: InFlight::default(),
-            history: History::default(),
+            own_history: History::default(),
+            peers_history: History::default(),
+            report_us: 0,
         }));
         Some(id)
     }
