@@ -103,7 +103,8 @@ class Fleet(Cluster):
             for text in self.gateway.log[self.seen :]:
                 self.seen += 1
                 if '"fairlead::cache"' in text and '"predicted_tokens"' in text:
-                    return json.loads(text)["fields"]
+                    record = json.loads(text)
+                    return record.get("fields", record)
             return None
 
         return until(line, seconds, every=0.002, what="the gateway's line on the answer")
@@ -207,7 +208,7 @@ def test_a_reset_of_a_cache_is_followed(fleet):
     empty_post(f"{fleet.sims[1].url}/reset_prefix_cache")
     assert fleet.settle() == 0
     talk = Talk(random.Random(4))
-    assert [talk.ask(fleet.exact, 50)[1] > 0 for _ in range(2)] == [False, True]
+    assert [talk.ask(fleet.exact, n)[1] > 0 for n in (120, 5)] == [False, True]
 
 
 def empty_post(url):
@@ -216,8 +217,8 @@ def empty_post(url):
 
 
 def test_an_agent_that_comes_late_knows_everything(fleet):
-    talk = Talk(random.Random(5), words(random.Random(6), 120))
-    talk.ask(fleet.exact, 30)
+    talk = Talk(random.Random(5))
+    talk.ask(fleet.exact, 150)
     held = fleet.settle()
     for agent in fleet.agents:
         agent.kill()
@@ -229,8 +230,8 @@ def test_an_agent_that_comes_late_knows_everything(fleet):
 
 
 def test_a_scheduler_that_restarts_knows_everything(fleet):
-    talk = Talk(random.Random(7), words(random.Random(8), 120))
-    talk.ask(fleet.exact, 30)
+    talk = Talk(random.Random(7))
+    talk.ask(fleet.exact, 150)
     held = fleet.settle()
     fleet.scheduler.kill()
     fleet.start_scheduler()
@@ -240,20 +241,21 @@ def test_a_scheduler_that_restarts_knows_everything(fleet):
 
 
 def test_a_killed_engine_is_gone_and_comes_back_empty(fleet):
-    talk = Talk(random.Random(9), words(random.Random(10), 120))
-    talk.ask(fleet.exact, 30)
+    talk = Talk(random.Random(9))
+    talk.ask(fleet.exact, 150)
     fleet.settle()
     number = max(range(2), key=lambda i: fleet.state(i)["kv_named"])
     assert fleet.state(number)["kv_named"] > 0
     fleet.sims[number].kill()
     until(lambda: len(fleet.targets()) == 1, 15, what="one ready target")
-    fleet.settle()
+    # Nothing is predicted of who is gone.
+    _, prompt, cached = fleet.chat(talk.messages[:1])
+    assert fleet.prediction()["predicted_tokens"] == cached == 0
     fleet.sims[number] = fleet.start_sim(number)
     fleet.wait_ready(2)
     fleet.settle()
     assert fleet.state(number)["kv_named"] == 0
-    for _ in range(2):
-        talk.ask(fleet.exact, 10)
+    assert talk.ask(fleet.exact, 5)[1] > 0
 
 
 def test_what_engines_evict_the_index_forgets(tmp_path):

@@ -86,7 +86,8 @@ class Fleet:
             for text in self.gateway.log[self.seen :]:
                 self.seen += 1
                 if '"fairlead::cache"' in text and re.search(r'"predicted_tokens"', text):
-                    return json.loads(text)["fields"]
+                    record = json.loads(text)
+                    return record.get("fields", record)
             return None
 
         return until(line, seconds, every=0.002, what="the gateway's line on the answer")

@@ -93,6 +93,7 @@ fn replica(status: &ReplicaStatus) -> Value {
         "overlay_entries": status.overlay_entries,
         "overlay_bytes": status.overlay_bytes,
         "blocks": status.blocks,
+        "held_blocks": status.held_blocks,
         "index_bytes": status.index_bytes,
         "round_trip_us": status.round_trip_us,
         "deltas": status.stats.delta_frames,

@@ -89,7 +89,7 @@ pub(super) fn register(registry: &Registry, shared: &Arc<Shared>, status: &Publi
     };
     gauge(&names::REPLICA_EPOCH, |s| s.epoch as f64);
     gauge(&names::REPLICA_SEQUENCE, |s| s.sequence as f64);
-    gauge(&names::INDEX_BLOCKS, |s| s.blocks as f64);
+    gauge(&names::INDEX_BLOCKS, |s| s.held_blocks as f64);
     gauge(&names::INDEX_BYTES, |s| s.index_bytes as f64);
     gauge(&CONNECTED, |s| f64::from(u8::from(s.connected)));
     gauge(&OVERLAY, |s| s.overlay_entries as f64);

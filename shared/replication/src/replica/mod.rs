@@ -422,6 +422,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
             overlay_entries: self.overlay.len(),
             overlay_bytes: self.overlay.bytes(),
             blocks: first.blocks + second.blocks,
+            held_blocks: first.held_blocks + second.held_blocks,
             index_bytes: first.bytes + second.bytes,
             round_trip_us: self.link.as_ref().and_then(|link| link.clock.round_trip_us()),
             stats: ReplicaStats { overlay_crowded: self.overlay.crowded, ..self.stats },

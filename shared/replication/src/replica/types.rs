@@ -138,6 +138,8 @@ pub struct ReplicaStatus {
     pub overlay_bytes: usize,
     /// Size of both trees together.
     pub blocks: u64,
+    /// The same, counted once per holder.
+    pub held_blocks: u64,
     /// See `blocks`.
     pub index_bytes: u64,
     /// Round trip to the scheduler, microseconds.
