@@ -43,13 +43,14 @@ struct Kept {
 }
 
 struct Shared {
+    rank: u16,
     kept: Mutex<Kept>,
     publisher: tokio::sync::Mutex<PubSocket>,
 }
 
 impl Shared {
-    async fn publish(&self, batch: &Value, sent: bool) {
-        let payload = Bytes::from(pack(batch));
+    async fn publish(&self, events: Value, sent: bool) {
+        let payload = Bytes::from(pack(&serde_json::json!([1.5, events, self.rank])));
         let mut publisher = self.publisher.lock().await;
         let sequence = {
             let mut kept = self.kept.lock().expect("no panic under it");
@@ -83,15 +84,20 @@ impl Drop for Publisher {
 impl Publisher {
     /// `topics`: whether repeated batches bear their topic, as newer versions have it.
     pub async fn start(topics: bool) -> Self {
-        Self::start_at("tcp://127.0.0.1:0", "tcp://127.0.0.1:0", topics).await
+        Self::start_rank(0, topics).await
     }
 
-    async fn start_at(endpoint: &str, replay: &str, topics: bool) -> Self {
+    /// The stream of a data-parallel rank.
+    pub async fn start_rank(rank: u16, topics: bool) -> Self {
+        Self::start_at("tcp://127.0.0.1:0", "tcp://127.0.0.1:0", rank, topics).await
+    }
+
+    async fn start_at(endpoint: &str, replay: &str, rank: u16, topics: bool) -> Self {
         let mut publisher = PubSocket::new();
         let endpoint = bind(&mut publisher, endpoint).await;
         let mut router = RouterSocket::new();
         let replay = bind(&mut router, replay).await;
-        let shared = Arc::new(Shared { kept: Mutex::default(), publisher: publisher.into() });
+        let shared = Arc::new(Shared { rank, kept: Mutex::default(), publisher: publisher.into() });
         let answering = shared.clone();
         let answers = tokio::spawn(async move {
             while let Ok(question) = router.recv().await {
@@ -125,7 +131,7 @@ impl Publisher {
         let ticks = tokio::spawn(async move {
             loop {
                 tokio::time::sleep(Duration::from_millis(20)).await;
-                ticking.publish(&serde_json::json!([0.5, [], 0]), true).await;
+                ticking.publish(Value::Array(Vec::new()), true).await;
             }
         });
         Self { shared, endpoint, replay, tasks: vec![answers, ticks] }
@@ -140,12 +146,12 @@ impl Publisher {
     }
 
     pub async fn publish(&self, events: Value) {
-        self.shared.publish(&serde_json::json!([1.5, events, 0]), true).await;
+        self.shared.publish(events, true).await;
     }
 
     /// A batch that gets lost on its way.
     pub async fn lose(&self, events: Value) {
-        self.shared.publish(&serde_json::json!([1.5, events, 0]), false).await;
+        self.shared.publish(events, false).await;
     }
 
     /// Forgets all batches but the last few.
@@ -156,13 +162,13 @@ impl Publisher {
 
     /// The engine dies and comes back, on the same ports.
     pub async fn restart(mut self, topics: bool) -> Self {
-        let (endpoint, replay) = (self.endpoint.clone(), self.replay.clone());
+        let (endpoint, replay, rank) = (self.endpoint.clone(), self.replay.clone(), self.shared.rank);
         for task in self.tasks.drain(..) {
             task.abort();
             let _ = task.await;
         }
         drop(self);
-        Self::start_at(&endpoint, &replay, topics).await
+        Self::start_at(&endpoint, &replay, rank, topics).await
     }
 }
 
