@@ -181,6 +181,7 @@ pub fn pick(
         model: &prompt.model,
         path: &prompt.path,
         prompt_tokens: prompt.tokens,
+        block_tokens: prompt.tokenised.as_ref().map_or(0, |tokenised| tokenised.block),
         tried,
         policy: options.policy,
         now_us,

@@ -17,6 +17,8 @@ pub struct PlanRequest<'a> {
     pub path: &'a [u64],
     /// Estimated tokens of the whole prompt.
     pub prompt_tokens: u32,
+    /// Tokens in a block of `path`; 0 where its blocks are of bytes.
+    pub block_tokens: u32,
     /// Targets that this request has tried already.
     pub tried: &'a [Arc<TargetEntry>],
     /// How to pick.
@@ -116,13 +118,14 @@ pub fn plan(request: &PlanRequest<'_>, fleet: &Fleet, scratch: &mut Scratch) -> 
     };
     let picked = &scratch.candidates[choice.index];
     let cached_blocks = picked.cached_blocks;
-    let cached_share = match request.path.len() {
-        0 => 0.0,
-        blocks => f64::from(cached_blocks) / blocks as f64,
-    };
-    // The last block is never wholly cached for an engine: it recomputes at least one token.
     let prompt = u64::from(request.prompt_tokens);
-    let uncached = ((prompt as f64 * (1.0 - cached_share)) as u64).max(u64::from(prompt > 0));
+    let cached = match (request.block_tokens, request.path.len()) {
+        (_, 0) => 0,
+        (0, blocks) => (prompt as f64 * (f64::from(cached_blocks) / blocks as f64)) as u64,
+        (tokens, _) => u64::from(cached_blocks) * u64::from(tokens),
+    };
+    // The last token is never cached for an engine.
+    let uncached = prompt.saturating_sub(cached).max(u64::from(prompt > 0));
     let target = &model.targets[picked.number as usize];
     let reservation = Reservation::new(target.clone(), prompt, uncached);
     let candidates = scratch.candidates.len();

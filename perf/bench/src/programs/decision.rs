@@ -187,6 +187,7 @@ impl<'f> Decider<'f> {
             model: MODEL,
             path,
             prompt_tokens: path.len() as u32 * BLOCK_TOKENS,
+            block_tokens: BLOCK_TOKENS,
             tried: &[],
             policy: self.policy,
             now_us: self.now_us,

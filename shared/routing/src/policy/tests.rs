@@ -97,7 +97,25 @@ fn names_parse_back_and_unknown_ones_list_the_known() {
 }
 
 fn request<'a>(policy: PolicyName, tried: &'a [Arc<crate::TargetEntry>]) -> PlanRequest<'a> {
-    PlanRequest { model: "m", path: &[], prompt_tokens: 100, tried, policy, now_us: 10 }
+    PlanRequest { model: "m", path: &[], prompt_tokens: 100, block_tokens: 0, tried, policy, now_us: 10 }
+}
+
+#[test]
+fn uncached_tokens_are_exact_where_blocks_are_of_tokens() {
+    let config = fairlead_prefix::Config { max_bytes: 1 << 20, max_targets: 4, locate: false };
+    let (mut tree, reader) = fairlead_prefix::new(config);
+    let only = entry(0, "t", "m");
+    tree.bind(only.id).unwrap();
+    tree.place(only.id, &[7], 0);
+    let fleet = crate::Fleet::new([reader]);
+    fleet.publish(vec![Some(only.clone())]);
+    let mut scratch = Scratch::new(5);
+    // One whole block of 64 tokens is known, and 36 tokens make no block.
+    for (block_tokens, uncached) in [(64, 36), (0, 1), (128, 1)] {
+        let request = PlanRequest { path: &[7], block_tokens, ..request(PolicyName::PrefixCache, &[]) };
+        let _plan = plan(&request, &fleet, &mut scratch).unwrap();
+        assert_eq!(only.cells.counters.in_flight().prefill_tokens, uncached, "{block_tokens}");
+    }
 }
 
 #[test]
