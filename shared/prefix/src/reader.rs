@@ -191,3 +191,23 @@ impl Reader {
         self.shared.stats()
     }
 }
+
+#[cfg(all(test, not(any(loom, feature = "shuttle"))))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn matching_finds_the_first_difference() {
+        for len in 0..200usize {
+            let run: Vec<AtomicU64> = (0..len).map(|at| AtomicU64::new(at as u64 + 5)).collect();
+            for same in 0..=len {
+                for longer in [0, 3] {
+                    let path: Vec<u64> =
+                        (0..len + longer).map(|at| at as u64 + if at < same { 5 } else { 1000 }).collect();
+                    assert_eq!(matched(&run, &path), same, "{same} of {len}");
+                    assert_eq!(matched(&run, &path[..len / 2]), same.min(len / 2));
+                }
+            }
+        }
+    }
+}
