@@ -3,15 +3,11 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
 
 use anyhow::Context as _;
 use clap::Parser;
 use fairlead_bench::kit::alloc::Counting;
-use fairlead_bench::kit::sheet::Sheet;
-use fairlead_bench::machine;
-use fairlead_bench::programs::{Options, PROGRAMS, say};
-use serde_json::json;
+use fairlead_bench::programs::{Options, PROGRAMS, present, say};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -41,8 +37,8 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
     if args.name == "list" {
+        let mut out = std::io::stdout().lock();
         for program in PROGRAMS {
             writeln!(out, "{:<12} {}", program.name, program.about)?;
         }
@@ -52,25 +48,5 @@ fn run(args: &Args) -> anyhow::Result<()> {
         let names: Vec<_> = PROGRAMS.iter().map(|p| p.name).collect();
         format!("no benchmark `{}`; there are: {}", args.name, names.join(", "))
     })?;
-    let machine = conditions();
-    let started = Instant::now();
-    let mut sheet = Sheet::default();
-    (program.run)(&Options { quick: args.quick }, &mut sheet)?;
-    write!(out, "{}", sheet.table())?;
-    writeln!(out, "machine: {machine}")?;
-    writeln!(out, "{} took {:.0} s", args.name, started.elapsed().as_secs_f64())?;
-    if let Some(path) = &args.json {
-        let value = json!({"name": program.name, "machine": machine, "rows": sheet.rows()});
-        let text = serde_json::to_string_pretty(&value)? + "\n";
-        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(())
-}
-
-/// The machine, and what else may sway the figures: the build profile and how busy the machine was at the start.
-fn conditions() -> String {
-    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let load = load.split(' ').next().unwrap_or_default();
-    let profile = std::env::var("FAIRLEAD_PROFILE").unwrap_or_else(|_| "unknown".to_owned());
-    format!("{}, profile {profile}, load {load} at the start", machine::describe())
+    present(program.name, args.json.as_deref(), |sheet| (program.run)(&Options { quick: args.quick }, sheet))
 }

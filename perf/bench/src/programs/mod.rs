@@ -5,8 +5,14 @@ pub mod index;
 pub mod propagation;
 
 use std::io::Write as _;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use serde_json::json;
 
 use crate::kit::sheet::Sheet;
+use crate::machine;
 
 /// What the command line asked for.
 #[derive(Clone, Debug)]
@@ -47,4 +53,37 @@ pub const PROGRAMS: &[Program] = &[
 /// Tells how far a run has come, on standard error. A closed standard error is no reason to stop.
 pub fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Runs a measurement, prints its table and the machine it ran on, and writes the rows to `file` as JSON.
+///
+/// # Errors
+/// Those of the measurement, and of writing.
+pub fn present(
+    name: &str,
+    file: Option<&Path>,
+    measure: impl FnOnce(&mut Sheet) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let machine = conditions();
+    let started = Instant::now();
+    let mut sheet = Sheet::default();
+    measure(&mut sheet)?;
+    let mut out = std::io::stdout().lock();
+    write!(out, "{}", sheet.table())?;
+    writeln!(out, "machine: {machine}")?;
+    writeln!(out, "{name} took {:.0} s", started.elapsed().as_secs_f64())?;
+    if let Some(path) = file {
+        let value = json!({"name": name, "machine": machine, "rows": sheet.rows()});
+        let text = serde_json::to_string_pretty(&value)? + "\n";
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// The machine, and what else may sway the figures: the build profile and how busy the machine was at the start.
+fn conditions() -> String {
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').next().unwrap_or_default();
+    let profile = std::env::var("FAIRLEAD_PROFILE").unwrap_or_else(|_| "unknown".to_owned());
+    format!("{}, profile {profile}, load {load} at the start", machine::describe())
 }
