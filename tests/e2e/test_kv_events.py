@@ -291,3 +291,20 @@ def test_other_forms_of_events(tmp_path, form):
             for talk in talks:
                 cached += talk.ask(fleet.exact, rng.randrange(5, 30))[1]
         assert cached > 0 and fleet.settle() > 0
+
+
+def test_everything_in_one_process(tmp_path):
+    """`up --sim --tokenizer`: the engines tokenise as the gateway does and tell what they hold."""
+    with Process(
+        "up", "--sim", 2, "--sim-speed", 50, "--tokenizer", TOKENIZER, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0",
+        env=LOGS,
+    ) as up:  # fmt: skip
+        admin = up.field("admin")
+        body = {"model": MODEL, "max_tokens": 2, "messages": [{"role": "user", "content": words(random.Random(14), 300)}]}
+        cached = []
+        for _ in range(2):
+            usage = post_json(f"{up.url}/v1/chat/completions", body)["usage"]
+            cached.append(usage["prompt_tokens_details"]["cached_tokens"])
+            until(lambda: metric(admin, "fairlead_index_blocks"), what="blocks in the index")
+        assert cached[0] == 0 < cached[1]
+        assert metric(admin, "fairlead_token_mode", model="*") == 1
