@@ -86,8 +86,7 @@ class Fleet:
             for text in self.gateway.log[self.seen :]:
                 self.seen += 1
                 if '"fairlead::cache"' in text and re.search(r'"predicted_tokens"', text):
-                    record = json.loads(text)
-                    return record.get("fields", record)
+                    return json.loads(text)
             return None
 
         return until(line, seconds, every=0.002, what="the gateway's line on the answer")

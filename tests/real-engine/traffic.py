@@ -44,9 +44,11 @@ class Answer:
 
 
 class Client:
-    def __init__(self, stage):
+    """Sends through the gateway, or past it to the engine."""
+
+    def __init__(self, stage, url=None):
         self.stage = stage
-        self.url = stage.fleet.gateway.url
+        self.url = url or stage.fleet.gateway.url
 
     def chat(self, messages, salt=None, stream=False, **more):
         body = {
@@ -102,11 +104,14 @@ class Client:
         details = usage.get("prompt_tokens_details") or {}
         return Answer(text or "", prompt, tokens, usage["prompt_tokens"], details.get("cached_tokens"), -1)
 
+    def told(self, answer, salt=None):
+        """Until the events of this answer's pages are out."""
+        until(lambda: self.stage.mirror.has(answer.computed, salt), 20, every=0.005, what="the engine's events")
+
     def settle(self, answer, salt=None):
-        """Until the events of this answer's pages are out and both indexes agree with the engine."""
-        mirror = self.stage.mirror
-        until(lambda: mirror.has(answer.computed, salt), 20, every=0.005, what="the engine's events")
-        self.stage.fleet.wait_index(lambda: len(mirror.held()))
+        """Until both indexes agree with the engine, too."""
+        self.told(answer, salt)
+        self.stage.fleet.wait_index(lambda: len(self.stage.mirror.held()))
 
     def exact(self, answer, salt=None):
         """Adds the gateway's prediction and waits until all is quiet."""

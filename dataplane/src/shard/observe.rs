@@ -110,6 +110,14 @@ pub struct Answered<'a> {
     pub ended: Ended,
 }
 
+/// Of `held` leading tokens of a prompt of `tokens`, how many its engine need not compute. It always computes the last
+/// token, and with it that token's page (of so many tokens, where known).
+fn reusable(held: u64, tokens: u64, page: Option<u32>) -> u64 {
+    let below = tokens.saturating_sub(1);
+    let page = page.map_or(1, |page| u64::from(page.max(1)));
+    held.min(below - below % page)
+}
+
 /// Takes an answered request into account.
 pub fn answered<R: Runtime>(shard: &Shard<R>, answered: &Answered<'_>) {
     let metrics = &shard.metrics;
@@ -138,8 +146,10 @@ pub fn answered<R: Runtime>(shard: &Shard<R>, answered: &Answered<'_>) {
     let prompt = answered.prompt;
     let blocks = u64::from(answered.cached_blocks);
     let predicted = match &prompt.tokenised {
-        // The last token of a prompt is always computed.
-        Some(by) => (blocks * u64::from(by.block)).min(u64::from(prompt.tokens).saturating_sub(1)) as f64,
+        Some(by) => {
+            let page = table.get(answered.target).and_then(|entry| entry.info.block_size);
+            reusable(blocks * u64::from(by.block), prompt.tokens.into(), page) as f64
+        }
         None => {
             blocks as f64 * f64::from(shard.options.block_bytes) / f64::from(model.cells.bytes_per_token())
         }
@@ -176,4 +186,21 @@ pub fn answered<R: Runtime>(shard: &Shard<R>, answered: &Answered<'_>) {
         shard.shared.answered(AnswerNote { target: answered.target, answer });
     }
     model.cells.learn(answered.prompt.bytes, usage.prompt_tokens);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_tokens_page_is_computed_again() {
+        // What vLLM answered to prompts that it had seen a moment before; pages of 32.
+        for (tokens, held, cached) in
+            [(31, 0, 0), (32, 32, 0), (33, 32, 32), (64, 64, 32), (65, 64, 64), (357, 352, 352), (541, 384, 384)]
+        {
+            assert_eq!(reusable(held, tokens, Some(32)), cached, "{tokens} tokens, {held} held");
+        }
+        assert_eq!(reusable(64, 64, None), 63);
+        assert_eq!(reusable(64, 0, Some(0)), 0);
+    }
 }
