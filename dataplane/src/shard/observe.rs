@@ -195,9 +195,15 @@ mod tests {
     #[test]
     fn the_last_tokens_page_is_computed_again() {
         // What vLLM answered to prompts that it had seen a moment before; pages of 32.
-        for (tokens, held, cached) in
-            [(31, 0, 0), (32, 32, 0), (33, 32, 32), (64, 64, 32), (65, 64, 64), (357, 352, 352), (541, 384, 384)]
-        {
+        for (tokens, held, cached) in [
+            (31, 0, 0),
+            (32, 32, 0),
+            (33, 32, 32),
+            (64, 64, 32),
+            (65, 64, 64),
+            (357, 352, 352),
+            (541, 384, 384),
+        ] {
             assert_eq!(reusable(held, tokens, Some(32)), cached, "{tokens} tokens, {held} held");
         }
         assert_eq!(reusable(64, 64, None), 63);
