@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fairlead_dataplane::runtime::Runtime;
-use fairlead_dataplane::runtime::sim::{Sim, World, WorldOptions};
+use fairlead_dataplane::runtime::sim::Sim;
 use fairlead_dataplane::{GatewayOptions, Inbox, StaticInstance, sim, static_fleet};
 use support::client::{Habits, Tally, client};
 use support::each_seed;
@@ -30,7 +30,7 @@ struct Run {
 
 /// Two shards, three engines, ten clients; until all clients are done and the gateway has drained.
 fn run(seed: u64, how: &Run) -> (Tally, u64) {
-    let world = World::new(WorldOptions::seeded(seed));
+    let world = support::world(seed);
     let engines: Vec<Engine> =
         (0..3).map(|n| Engine::new(format!("10.0.1.{n}:8000").parse().unwrap(), how.moods)).collect();
     let instances: Vec<StaticInstance> = engines
@@ -108,17 +108,10 @@ fn whatever_engines_and_clients_do_nothing_is_left_behind() {
         habits: Habits { leave: 4, slow: 4, half_close: 5, drip: 4 },
         deaths: true,
     };
-    let sum = RefCell::new(Tally::default());
-    each_seed(40, |seed| {
-        let (tally, _) = run(seed, &how);
-        let mut sum = sum.borrow_mut();
-        sum.whole += tally.whole;
-        sum.cut += tally.cut;
-        sum.left += tally.left;
-        sum.refused += tally.refused;
-    });
-    let sum = sum.into_inner();
-    if support::seeds(40).count() >= 40 {
+    let tallies = each_seed(40, |seed| run(seed, &how).0);
+    let mut sum = Tally::default();
+    tallies.iter().for_each(|tally| sum.and(tally));
+    if tallies.len() >= 40 {
         assert!(sum.whole > 0 && sum.cut > 0 && sum.left > 0 && sum.refused > 0, "{sum:?}");
     }
 }

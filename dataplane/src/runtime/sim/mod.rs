@@ -20,7 +20,9 @@ mod world;
 
 pub use net::SimListener;
 pub use socket::SimSocket;
-pub use world::{ProcessId, World, WorldOptions, below, chance, note, now, process};
+pub use world::{
+    Chances, ProcessId, World, WorldOptions, below, chance, chances, is_running, note, now, process, wake_at,
+};
 
 use std::future::Future;
 use std::io;

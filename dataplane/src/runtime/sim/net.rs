@@ -113,7 +113,7 @@ fn meet(world: &World, addr: SocketAddr) -> io::Result<SimSocket> {
     }
     let id = world.number();
     let mut net = world.net().borrow_mut();
-    let conn = Rc::new(RefCell::new(Conn::new(id, addr, net.silent.contains(&addr))));
+    let conn = Rc::new(RefCell::new(Conn::new(id, addr, net.silent.contains(&addr), world)));
     net.conns.insert(id, Rc::downgrade(&conn));
     drop(net);
     let mut waiting = backlog.borrow_mut();

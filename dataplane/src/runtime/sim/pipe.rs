@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf, Bytes};
 
-use super::world::World;
+use super::world::{Chances, World};
 
 /// One direction.
 #[derive(Default)]
@@ -42,6 +42,7 @@ pub(super) struct Conn {
     pub reset_on_close: [bool; 2],
     /// Nothing arrives.
     pub silent: bool,
+    chances: [Chances; 2],
 }
 
 /// What has arrived at a reader.
@@ -72,7 +73,7 @@ impl Pipe {
 
     /// Wakes the reader when what comes at `at` is there, and the writer, who may look for a reset.
     fn announce(&mut self, at: u64, world: &World) {
-        self.readers.drain(..).for_each(|waker| world.wake_at(at, &waker));
+        self.readers.drain(..).for_each(|waker| world.timer(at, &waker));
     }
 
     /// The next time at which something arrives.
@@ -87,8 +88,9 @@ impl Pipe {
 }
 
 impl Conn {
-    pub fn new(id: u64, addr: SocketAddr, silent: bool) -> Self {
-        Self { id, addr, pipes: Default::default(), reset_on_close: [false; 2], silent }
+    pub fn new(id: u64, addr: SocketAddr, silent: bool, world: &World) -> Self {
+        let chances = [world.chances(2 * id), world.chances(2 * id + 1)];
+        Self { id, addr, pipes: Default::default(), reset_on_close: [false; 2], silent, chances }
     }
 
     pub fn arrived(&self, side: usize, now: u64) -> Arrived {
@@ -118,7 +120,7 @@ impl Conn {
         let pipe = &mut self.pipes[1 - side];
         remember(&mut pipe.readers, cx.waker());
         if let Some(at) = pipe.next_arrival(now) {
-            world.wake_at(at, cx.waker());
+            world.timer(at, cx.waker());
         }
         Poll::Pending
     }
@@ -143,7 +145,8 @@ impl Conn {
             });
         }
         let most = arrived.bytes.min(room);
-        let count = if world.below(4) == 0 { 1 + world.below(most as u64) as usize } else { most };
+        let chances = &self.chances[side];
+        let count = if chances.chance(4) { 1 + chances.below(most as u64) as usize } else { most };
         let pipe = &mut self.pipes[1 - side];
         let mut taken = Vec::with_capacity(count);
         while taken.len() < count {
@@ -182,7 +185,8 @@ impl Conn {
         if most == 0 {
             return Ok(0);
         }
-        let count = if world.below(4) == 0 { 1 + world.below(most as u64) as usize } else { most };
+        let chances = &self.chances[side];
+        let count = if chances.chance(4) { 1 + chances.below(most as u64) as usize } else { most };
         pipe.last_at = at;
         pipe.segments.push_back((at, Bytes::copy_from_slice(&bytes[..count])));
         pipe.bytes += count;
@@ -253,13 +257,14 @@ impl Conn {
         pipe.reset_at = Some(at);
         pipe.announce(at, world);
         // Whoever waits to write at the other end learns of it too.
-        self.pipes[1 - side].writers.drain(..).for_each(|waker| world.wake_at(at, &waker));
+        self.pipes[1 - side].writers.drain(..).for_each(|waker| world.timer(at, &waker));
     }
 
     /// When what is sent now arrives.
     fn arrival(&self, side: usize, world: &World) -> u64 {
         let (least, most) = world.options().wire_us;
-        (world.now_us() + least + world.below(most.saturating_sub(least) + 1)).max(self.pipes[side].last_at)
+        (world.now_us() + least + self.chances[side].below(most.saturating_sub(least) + 1))
+            .max(self.pipes[side].last_at)
     }
 
     /// What waited for a silence to end looks again.

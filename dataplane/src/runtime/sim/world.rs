@@ -38,12 +38,14 @@ pub struct WorldOptions {
     pub wire_us: (u64, u64),
     /// Bytes that one direction of a connection holds before writers wait.
     pub socket_bytes: usize,
+    /// Is told everything that enters the trace: the time, the process and what it was.
+    pub log: Option<fn(u64, ProcessId, u64)>,
 }
 
 impl WorldOptions {
     /// A quick network and bounded buffers.
     pub fn seeded(seed: u64) -> Self {
-        Self { seed, poll_us: 5, late_us: 1_000, wire_us: (20, 300), socket_bytes: 16 * 1024 }
+        Self { seed, poll_us: 5, late_us: 1_000, wire_us: (20, 300), socket_bytes: 16 * 1024, log: None }
     }
 }
 
@@ -54,6 +56,24 @@ struct Task {
     /// `None` while it is being polled.
     future: Option<BoxedFuture>,
     waker: Arc<TaskWaker>,
+}
+
+/// See [`World::chances`].
+#[derive(Debug)]
+pub struct Chances(Cell<u64>);
+
+impl Chances {
+    /// A number below `bound` (0 for 0).
+    pub fn below(&self, bound: u64) -> u64 {
+        let next = self.0.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.0.set(next);
+        if bound == 0 { 0 } else { mix(next) % bound }
+    }
+
+    /// True once in `of` times.
+    pub fn chance(&self, of: u64) -> bool {
+        self.below(of) == 0
+    }
 }
 
 /// Tasks that were woken. The only part that a waker may touch, hence the lock that nobody ever waits for.
@@ -123,6 +143,7 @@ struct Inner {
     now_us: Cell<u64>,
     running: Cell<ProcessId>,
     next: Cell<u64>,
+    timers_made: Cell<u64>,
     tasks: RefCell<BTreeMap<u64, Task>>,
     ready: Ready,
     timers: RefCell<BinaryHeap<Reverse<Timer>>>,
@@ -150,6 +171,11 @@ pub(super) fn try_current(with: impl FnOnce(&World)) {
     }
 }
 
+/// See [`World::chances`], of the world on this thread.
+pub fn chances(of: u64) -> Chances {
+    current(|world| world.chances(of))
+}
+
 /// A number below `bound` (0 for 0), from the seed of the world on this thread.
 pub fn below(bound: u64) -> u64 {
     current(|world| world.below(bound))
@@ -170,6 +196,16 @@ pub fn now() -> u64 {
     current(World::now_us)
 }
 
+/// Whether a world runs on this thread: not so while one is dropped.
+pub fn is_running() -> bool {
+    CURRENT.try_with(|current| current.borrow().is_some()).unwrap_or(false)
+}
+
+/// Wakes a task at a virtual time of the world on this thread.
+pub fn wake_at(at_us: u64, waker: &Waker) {
+    current(|world| world.timer(at_us, waker));
+}
+
 /// The process whose task runs.
 pub fn process() -> ProcessId {
     current(World::process)
@@ -186,7 +222,7 @@ pub(super) fn sleep(duration: Duration) -> impl Future<Output = ()> + 'static {
             if world.now_us() >= at_us {
                 return Poll::Ready(());
             }
-            world.wake_at(at_us, cx.waker());
+            world.timer(at_us, cx.waker());
             Poll::Pending
         })
     })
@@ -202,6 +238,7 @@ impl World {
             now_us: Cell::new(START_US),
             running: Cell::new(OUTSIDE),
             next: Cell::new(1),
+            timers_made: Cell::new(0),
             tasks: RefCell::default(),
             ready: Ready::default(),
             timers: RefCell::default(),
@@ -254,7 +291,7 @@ impl World {
             entry.paused_until_us = entry.paused_until_us.max(until);
         }
         // Something must be due at its end, or time would pass it by.
-        self.wake_at(until, Waker::noop());
+        self.wake_at(until);
     }
 
     /// Connects to `addr` hang, and bytes on its connections wait, until the silence is lifted.
@@ -272,13 +309,18 @@ impl World {
         result
     }
 
+    /// Makes sure that time does not pass by a point at which somebody wants to look.
+    pub fn wake_at(&self, at_us: u64) {
+        self.timer(at_us, Waker::noop());
+    }
+
     /// Runs the world for some time.
     ///
     /// # Panics
     /// Tasks wake each other without end and without time passing.
     pub fn run_for(&self, us: u64) {
         let end = self.now_us() + us;
-        self.wake_at(end, Waker::noop());
+        self.wake_at(end);
         self.run_until(|| self.now_us() >= end);
     }
 
@@ -339,6 +381,9 @@ impl World {
     pub fn note(&self, what: u64) {
         self.0.trace.set(mix(self.0.trace.get().rotate_left(5) ^ what));
         self.0.events.set(self.0.events.get() + 1);
+        if let Some(log) = &self.0.options.log {
+            log(self.now_us(), self.process(), what);
+        }
     }
 
     /// A number below `bound` (0 for 0).
@@ -346,6 +391,12 @@ impl World {
         let next = self.0.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
         self.0.random.set(next);
         if bound == 0 { 0 } else { mix(next) % bound }
+    }
+
+    /// A source of chance of its own for one thing that is used in an order which nobody has decided: hash maps are
+    /// walked in another order in every process.
+    pub fn chances(&self, of: u64) -> Chances {
+        Chances(Cell::new(mix(self.0.options.seed ^ mix(of))))
     }
 
     pub(super) fn options(&self) -> &WorldOptions {
@@ -364,8 +415,9 @@ impl World {
     }
 
     /// Wakes a task at a time.
-    pub(super) fn wake_at(&self, at_us: u64, waker: &Waker) {
-        let order = self.number();
+    pub(super) fn timer(&self, at_us: u64, waker: &Waker) {
+        let order = self.0.timers_made.get();
+        self.0.timers_made.set(order + 1);
         self.0.timers.borrow_mut().push(Reverse(Timer { at_us, order, waker: waker.clone() }));
     }
 
@@ -402,8 +454,10 @@ impl World {
             return None;
         }
         let nth = self.below(count as u64) as usize;
+        // By number, because they may have been woken in an order that nobody has decided.
+        ready.sort_unstable();
         let at = ready.iter().enumerate().filter(|(_, id)| may(id)).nth(nth)?.0;
-        Some(ready.swap_remove(at))
+        Some(ready.remove(at))
     }
 
     fn poll(&self, id: u64) {
@@ -414,8 +468,8 @@ impl World {
             (task.owner, task.future.take(), task.waker.clone())
         };
         let Some(mut future) = future else { return };
-        self.note(id ^ self.now_us() << 20);
         self.0.running.set(owner);
+        self.note(id ^ self.now_us() << 20);
         let polled = future.as_mut().poll(&mut Context::from_waker(&Waker::from(waker)));
         let mut over = None;
         {

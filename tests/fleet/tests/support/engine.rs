@@ -1,13 +1,15 @@
 //! A simulated engine: answers by a script that the seed writes, and may refuse, stall, break off or die.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
 use fairlead_dataplane::runtime::sim::{ProcessId, Sim, World, below, chance};
-use fairlead_dataplane::runtime::{Acceptor, Runtime, Stream};
+use fairlead_dataplane::runtime::{Acceptor, Notify, Runtime, Stream};
+use fairlead_wire::msg::CacheOp;
 
+use super::cache::Cache;
 use super::http::{End, Messages};
 
 /// How often things go wrong: once in so many requests; 0 is never.
@@ -40,6 +42,14 @@ pub struct Engine {
     pub addr: SocketAddr,
     pub moods: Moods,
     pub figures: Rc<RefCell<Figures>>,
+    /// Names its present life.
+    pub life: Rc<Cell<u64>>,
+    /// What it holds, as far as events tell.
+    pub cache: Rc<RefCell<Cache>>,
+    /// Changes of it that nobody was told.
+    pub changes: Rc<RefCell<Vec<CacheOp>>>,
+    /// Something has changed.
+    pub events: Rc<Notify>,
 }
 
 fn hits(rate: u64) -> bool {
@@ -65,12 +75,23 @@ impl Drop for Running {
 
 impl Engine {
     pub fn new(addr: SocketAddr, moods: Moods) -> Self {
-        Self { addr, moods, figures: Rc::default() }
+        Self {
+            addr,
+            moods,
+            figures: Rc::default(),
+            life: Rc::default(),
+            cache: Rc::default(),
+            changes: Rc::default(),
+            events: Rc::default(),
+        }
     }
 
     /// Starts a process of the engine.
     pub fn start(&self, world: &World) -> ProcessId {
         let process = world.process_with(0);
+        self.life.set(world.now_us());
+        self.cache.borrow_mut().clear();
+        self.changes.borrow_mut().clear();
         let engine = self.clone();
         world.spawn(process, async move {
             let listener = Sim::listen(engine.addr).expect("a free address");
@@ -136,6 +157,9 @@ impl Engine {
             prompt / 2
         );
         Sim::sleep(Duration::from_micros(500 + below(20_000))).await;
+        let changes = self.cache.borrow_mut().change();
+        self.changes.borrow_mut().extend(changes);
+        self.events.notify();
         if request["stream"] == true {
             self.stream(messages, &who, words, stop_after, &usage).await
         } else {
