@@ -146,6 +146,16 @@ fn collect(
     let tried = |target: &TargetEntry| request.tried.iter().any(|t| t.id == target.id);
     let host_tried = |target: &TargetEntry| request.tried.iter().any(|t| t.info.host == target.info.host);
     let Scratch { candidates, hits, .. } = scratch;
+    // Those with an answer first: a replica that is empty, or an overlay without this prefix, costs nothing a target.
+    let mut answers = 0;
+    for at in 0..hits.len() {
+        if !hits[at].is_empty() {
+            hits.swap(at, answers);
+            answers += 1;
+        }
+    }
+    let hits = &hits[..answers];
+    candidates.reserve(model.rows().len());
 
     for pass in 0..3 {
         candidates.clear();
@@ -160,8 +170,11 @@ fn collect(
                     continue;
                 }
             }
-            let cached = hits.iter().filter(|hits| !hits.is_empty()).map(|hits| hits.get(row.slot)).max();
-            candidates.push(candidate(row, number, cached.unwrap_or(0), mode, request.prompt_tokens));
+            let mut cached = 0;
+            for hits in hits {
+                cached = cached.max(hits.get(row.slot));
+            }
+            candidates.push(candidate(row, number, cached, mode, request.prompt_tokens));
         }
         if !candidates.is_empty() {
             return Ok(());
