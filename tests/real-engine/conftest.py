@@ -1,5 +1,6 @@
 import os
 import pathlib
+import signal
 
 import pytest
 
@@ -8,6 +9,8 @@ from fleet import Fleet
 from transformers import AutoTokenizer
 
 LARGE = 2000  # pages: nothing is evicted
+# Whoever ends the run by a signal wants the engine ended, too.
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 MODEL = pathlib.Path(os.environ["FAIRLEAD_REAL_MODEL"])
 
 

@@ -18,6 +18,7 @@ import zmq
 
 NAME = "tiny"
 PAGE = 32  # the CPU attention backend takes no smaller one
+PATIENCE = 900  # seconds that a start may take; 25 on an idle machine with two cores
 
 
 def free_ports(n):
@@ -79,7 +80,7 @@ class Engine:
         started = time.monotonic()
         with self.log.open("a") as log:
             self.proc = subprocess.Popen(args, stdout=log, stderr=log, env=env, start_new_session=True)
-        while time.monotonic() - started < 300:
+        while time.monotonic() - started < PATIENCE:
             if self.proc.poll() is not None:
                 break
             try:
