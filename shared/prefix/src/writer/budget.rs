@@ -169,9 +169,14 @@ impl Writer {
         let guard = shared.pins.pin();
         let view = View { shared: &shared, guard: &guard };
         loop {
-            let excess = self.held_by(target.slot).saturating_sub(max_blocks);
+            let held = self.held_by(target.slot);
+            let excess = held.saturating_sub(max_blocks);
             let Some(oldest) = self.oldest_of(target.slot).filter(|_| excess > 0) else { break };
-            ops.push(self.trim_oldest(target, oldest, excess, view));
+            let op = self.trim_oldest(target, oldest, excess, view);
+            if self.held_by(target.slot) == held {
+                break;
+            }
+            ops.push(op);
         }
         drop(guard);
         self.finish();
