@@ -277,3 +277,42 @@ fn recollections_count_for_the_same_incarnation_only() {
     assert_eq!(held(&desk), [1, 2, 3, 4, 7]);
     assert_eq!(desk.truth.stats().recollections_dropped, 1);
 }
+
+#[test]
+fn answers_correct_what_a_target_is_believed_to_hold() {
+    let mut desk = Desk::new(TruthConfig { target_share: 1.0, ..truth_config() });
+    desk.hello(1, Role::Agent, "a", 1);
+    // 400 blocks of 256 bytes, at 4 bytes a token.
+    desk.register(1, InstanceInfo { kv_blocks: Some(1_600), block_size: Some(16), ..instance("a", 1) });
+    desk.hello(2, Role::Gateway, "g", 1);
+    let id = desk.truth.targets()[0].id;
+    let place = |desk: &mut Desk, paths: Vec<Vec<u64>>| {
+        let item = |path| Placement { target: id.pack(), path, keep: None, space: HashSpace::Bytes };
+        desk.says(2, Placements { items: paths.into_iter().map(item).collect() });
+    };
+    let answers = |cached_tokens| TargetFeedback {
+        target: id.pack(),
+        space: HashSpace::Bytes,
+        answers: 100,
+        predicted_tokens: 100_000,
+        cached_tokens,
+        prompt_tokens: 200_000,
+        prompt_bytes: 800_000,
+    };
+    place(&mut desk, paths(100, 5));
+    desk.pass(50 * MS, &[1, 2]);
+    let held = |desk: &Desk| desk.truth.index().held_by(id.slot);
+    assert!((350..=400).contains(&held(&desk)), "{}", held(&desk));
+    for _ in 0..6 {
+        desk.says(2, Feedback { items: vec![answers(50_000)] });
+    }
+    let view = desk.truth.targets().remove(0);
+    assert!(view.capacity_factor < 0.5 && view.cached_ratio.is_some_and(|ratio| ratio < 0.6), "{view:?}");
+    // A snapshot may be under way, during which the index stands still.
+    desk.pass(50 * MS, &[1, 2]);
+    place(&mut desk, paths(101, 5).split_off(100));
+    assert!(held(&desk) <= view.believed_blocks.unwrap() && held(&desk) < 200, "{} {view:?}", held(&desk));
+    // Of targets that are gone, and of none at all.
+    desk.says(2, Feedback { items: vec![TargetFeedback { target: 4_000, ..answers(0) }] });
+    desk.says(2, Feedback { items: Vec::new() });
+}

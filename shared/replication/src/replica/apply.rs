@@ -7,9 +7,6 @@ use fairlead_wire::{Slot, TargetId};
 
 use super::{Early, Loading, Replica, ReplicaSink, ReservationSource};
 
-/// Kept operations applied in one go, bytes.
-const DRAIN_BYTES: usize = 512 << 10;
-
 /// The trees can no longer be brought up to date by operations.
 #[derive(Debug)]
 pub(super) enum Lost {
@@ -104,7 +101,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
 
     /// Applies what was kept and follows on what is held now, a bounded part of it.
     pub(super) fn drain_early(&mut self) {
-        let mut left = DRAIN_BYTES;
+        let mut left = self.config.slice_bytes;
         while left > 0 && self.synced() && self.loading.is_none() {
             let held = self.held.map_or(0, |(_, sequence)| sequence);
             match self.early.front() {

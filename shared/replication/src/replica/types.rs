@@ -25,6 +25,10 @@ pub struct ReplicaConfig {
     pub buffer_bytes: usize,
     /// Placements waiting to be sent, bytes.
     pub queue_bytes: usize,
+    /// Runs taken in one go out of a tree that is of no more use: a fraction of a millisecond.
+    pub slice_runs: usize,
+    /// Bytes of kept operations applied in one go.
+    pub slice_bytes: usize,
     /// A snapshot that makes no progress for so long is asked for again, microseconds.
     pub stall_us: u64,
     /// Silence after which other parties' load no longer counts, microseconds.
@@ -44,6 +48,8 @@ impl Default for ReplicaConfig {
             slot_grace_us: 2_000_000,
             buffer_bytes: 64 << 20,
             queue_bytes: 4 << 20,
+            slice_runs: 2_048,
+            slice_bytes: 512 << 10,
             stall_us: 5_000_000,
             stale_us: 10_000_000,
             blind_us: 300_000_000,

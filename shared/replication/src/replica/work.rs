@@ -6,9 +6,6 @@ use fairlead_wire::msg::SnapshotChunk;
 
 use super::{Replica, ReplicaSink, ReservationSource};
 
-/// Runs taken out of a tree in one slice: a fraction of a millisecond.
-const EMPTY_RUNS: usize = 2_048;
-
 /// A piece of a snapshot that waits for its tree to be empty.
 pub(super) struct Part {
     pub(super) sequence: u64,
@@ -43,7 +40,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
 
     fn empty_slice(&mut self, which: usize) {
         let tree = &mut self.trees[which];
-        if !tree.empty_some(EMPTY_RUNS) {
+        if !tree.empty_some(self.config.slice_runs) {
             return;
         }
         tree.collect();

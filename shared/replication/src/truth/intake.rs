@@ -15,9 +15,6 @@ use fairlead_wire::msg::{
 use super::Truth;
 use crate::SessionId;
 
-/// Bytes of inputs done in one tick, about; a single one may go beyond.
-const STEP_BYTES: usize = 256 << 10;
-
 /// Something that changes the index.
 pub(super) enum Input {
     /// An agent says what it watches.
@@ -107,7 +104,7 @@ impl Truth {
         if self.building.is_some() {
             return self.build_chunk();
         }
-        let mut left = STEP_BYTES;
+        let mut left = self.config.step_bytes;
         while left > 0
             && let Some((input, size)) = self.waiting.pop()
         {
@@ -128,7 +125,12 @@ impl Truth {
             Input::Events { session, events } => self.events(session, events),
             Input::Place(items) => self.place(&items),
             Input::Recollect(told) => self.recollect(told),
-            Input::Recall { id, path } => self.place_one(id, &path),
+            // Its agent may have told what it really holds while this was waiting.
+            Input::Recall { id, path } => {
+                if !self.is_exact(id) {
+                    self.place_one(id, &path);
+                }
+            }
         }
         self.keep_budget();
     }

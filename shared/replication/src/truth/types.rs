@@ -38,6 +38,8 @@ pub struct TruthConfig {
     pub block_bytes: u32,
     /// Inputs that wait while a snapshot is encoded, bytes; beyond, it is encoded to its end in one go.
     pub hold_bytes: usize,
+    /// Bytes of inputs that have waited done in one tick, about; a single one may go beyond.
+    pub step_bytes: usize,
     /// How long a target without an agent keeps its slot and its holdings, microseconds.
     pub linger_us: u64,
     /// How long a slot rests before a new target gets it, microseconds.
@@ -68,6 +70,7 @@ impl Default for TruthConfig {
             block_tokens: 64,
             block_bytes: 256,
             hold_bytes: 64 << 20,
+            step_bytes: 256 << 10,
             linger_us: 10_000_000,
             slot_grace_us: 5_000_000,
             recollect_us: 30_000_000,
