@@ -130,7 +130,8 @@ pub fn truth_config() -> TruthConfig {
 
 pub fn replica_config() -> ReplicaConfig {
     ReplicaConfig {
-        index_bytes: 2 << 20,
+        // Garbage counts too, and on a busy machine threads of other tests stand still while pinned.
+        index_bytes: 8 << 20,
         overlay_bytes: 1 << 20,
         overlay_keep_us: 500 * MS,
         max_targets: 64,
