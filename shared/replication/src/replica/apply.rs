@@ -124,11 +124,19 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
     fn apply_frame(&mut self, new: u64, ops: Vec<Op>) {
         self.stats.delta_frames += 1;
         self.stats.ops += ops.len() as u64;
+        // Changes of the index are applied as many at a time as stand side by side.
+        let mut index = Vec::new();
         for op in ops {
+            if let Op::Index(op) = op {
+                index.push(op);
+                continue;
+            }
+            self.apply_index(&mut index);
             if let Err(lost) = self.apply(op) {
                 self.lose(&lost);
             }
         }
+        self.apply_index(&mut index);
         if let Some((_, sequence)) = &mut self.held {
             *sequence = new;
         }
@@ -148,13 +156,41 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
                 self.settle();
                 Ok(())
             }
-            Op::Index(_) if self.index_off || !self.whole => Ok(()),
-            Op::Index(op) => self.apply_index(op),
+            Op::Index(op) => {
+                self.apply_index(&mut vec![op]);
+                Ok(())
+            }
         }
     }
 
-    fn apply_index(&mut self, mut op: IndexOp) -> Result<(), Lost> {
-        match &mut op {
+    /// Applies changes of the index, and takes them out of `ops`.
+    fn apply_index(&mut self, ops: &mut Vec<IndexOp>) {
+        if ops.is_empty() || self.index_off || !self.whole {
+            return ops.clear();
+        }
+        let applied = ops.iter_mut().try_for_each(|op| self.localise(op));
+        if let Err(lost) = applied.and_then(|()| Ok(self.trees[self.live].apply_all(ops.iter())?)) {
+            ops.clear();
+            return self.lose(&lost);
+        }
+        for op in ops.drain(..) {
+            match op {
+                IndexOp::Place { target, blocks, .. } => {
+                    if let Some(&end) = blocks.last() {
+                        self.overlay.confirm(TargetId::unpack(target).slot, end);
+                    }
+                }
+                IndexOp::Clear { target } if self.base => {
+                    self.trees[1 - self.live].clear(TargetId::unpack(target).slot);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Gives an operation the local id of its target.
+    fn localise(&self, op: &mut IndexOp) -> Result<(), Lost> {
+        match op {
             IndexOp::Place { target, .. }
             | IndexOp::Store { target, .. }
             | IndexOp::Remove { target, .. }
@@ -162,18 +198,6 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
                 *target = self.table.by_remote(*target).ok_or(Lost::Diverged)?.id.pack();
             }
             IndexOp::Evict { .. } => {}
-        }
-        self.trees[self.live].apply(&op)?;
-        match op {
-            IndexOp::Place { target, blocks, .. } => {
-                if let Some(&end) = blocks.last() {
-                    self.overlay.confirm(TargetId::unpack(target).slot, end);
-                }
-            }
-            IndexOp::Clear { target } if self.base => {
-                self.trees[1 - self.live].clear(TargetId::unpack(target).slot);
-            }
-            _ => {}
         }
         Ok(())
     }
