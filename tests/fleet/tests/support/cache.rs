@@ -78,8 +78,7 @@ impl Cache {
         for _ in 0..1 + below(20) {
             // Few choices, so that engines hold the same paths.
             let block = chained(parent, below(3));
-            if !self.blocks.contains_key(&block) {
-                self.blocks.insert(block, parent);
+            if self.blocks.insert(block, parent).is_none() {
                 *self.children.entry(parent).or_default() += 1;
             }
             blocks.push(block);

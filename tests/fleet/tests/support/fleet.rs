@@ -52,7 +52,7 @@ impl Faults {
 
     /// Those of a seed: all of them for every third, some for the others, so that no fault hides what another does.
     pub fn of(seed: u64) -> Self {
-        if seed % 3 == 0 {
+        if seed.is_multiple_of(3) {
             return Self::ALL;
         }
         let bits = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
