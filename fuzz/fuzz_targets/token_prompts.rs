@@ -22,7 +22,10 @@ fn models() -> &'static [TokenModel] {
     MODELS.get_or_init(|| {
         let load = |tokenizer: &[u8], config: &[u8]| TokenModel::from_parts(tokenizer, Some(config), None);
         let (headers, parts, turns) = (data!("headers"), data!("parts"), data!("turns"));
-        [load(headers.0, headers.1), load(parts.0, parts.1), load(turns.0, turns.1)].into_iter().flatten().collect()
+        [load(headers.0, headers.1), load(parts.0, parts.1), load(turns.0, turns.1)]
+            .into_iter()
+            .flatten()
+            .collect()
     })
 }
 
