@@ -2,6 +2,7 @@
 
 pub mod decision;
 pub mod index;
+#[cfg(feature = "fleet")]
 pub mod propagation;
 
 use std::io::Write as _;
@@ -43,6 +44,7 @@ pub const PROGRAMS: &[Program] = &[
         about: "from block hashes to reservation: time and allocations",
         run: decision::run,
     },
+    #[cfg(feature = "fleet")]
     Program {
         name: "propagation",
         about: "from agent and gateway through the scheduler to the shards of other processes: time, rate, joining",
