@@ -490,3 +490,34 @@ fn copies_are_counted_until_they_cannot_be_any() {
     }
     assert_eq!(mirror.blocks(), 1, "told of again is not stored again");
 }
+
+#[test]
+fn events_that_store_nothing_leave_nothing() {
+    let mut mirror = Mirror::new(MirrorConfig { max_bytes: 1000, ..config(4) }, false);
+    let mut ops = Ops::default();
+    for salt in 0..100 {
+        let mut empty = stored(&[], None, &[], 4);
+        empty.as_object_mut().expect("an object").insert("cache_salt".into(), format!("{salt}").into());
+        apply(&mut mirror, &empty, &mut ops);
+    }
+    assert_eq!(mirror.bytes(), 0);
+    // The same page in another chain contradicts; the other chain is not begun for it.
+    apply(&mut mirror, &stored(&[1], None, &[1, 2, 3, 4], 4), &mut ops);
+    let bytes = mirror.bytes();
+    let mut elsewhere = stored(&[1], None, &[1, 2, 3, 4], 4);
+    elsewhere.as_object_mut().expect("an object").insert("cache_salt".into(), "s".into());
+    apply(&mut mirror, &elsewhere, &mut ops);
+    assert_eq!((mirror.bytes(), mirror.counters().conflicts), (bytes, 1));
+}
+
+#[test]
+fn what_follows_an_image_is_not_told_even_when_the_image_is_not_mentioned_again() {
+    let mut mirror = Mirror::new(config(4), false);
+    let mut ops = Ops::default();
+    let mut image = stored(&[1], None, &[1, 2, 3, 4], 4);
+    let fields = image.as_object_mut().expect("an object");
+    fields.insert("extra_keys".into(), json!([[["image", 0]]]));
+    apply(&mut mirror, &image, &mut ops);
+    apply(&mut mirror, &stored(&[1, 2], None, &[1, 2, 3, 4, 5, 6, 7, 8], 4), &mut ops);
+    assert_eq!((mirror.pages(), mirror.blocks(), ops.is_empty()), (2, 0, true));
+}

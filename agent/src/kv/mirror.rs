@@ -250,11 +250,12 @@ impl Mirror {
                 self.root(event.lora_name.unwrap_or(""), salt, nameless)
             }
         };
-        let Some(mut parent) = parent else {
+        let Some(first) = parent else {
             self.counters.orphans += 1;
             self.partial = true;
             return;
         };
+        let mut parent = first;
         let block = self.config.block_tokens;
         let mut dark = self.pages.at(parent).dark;
         // All tokens after the last block that ended before the event, and the blocks that they complete.
@@ -283,6 +284,11 @@ impl Mirror {
                     break;
                 }
             }
+        }
+        let above = self.pages.at(first);
+        if above.root && above.child == NONE {
+            // Made for pages that did not come, or that are known elsewhere.
+            self.pages.free(first);
         }
         self.forget_copies(out);
         self.trim(out);
@@ -358,7 +364,7 @@ impl Mirror {
         let start = self.pages.at(parent).end();
         let end = start.checked_add(len)?;
         // No request has a path this long.
-        let dark = dark || end / block > MAX_PATH as u32;
+        let dark = dark || self.pages.at(parent).dark || end / block > MAX_PATH as u32;
         let (mut blocks, mut tail) = (Box::default(), Box::default());
         if !dark {
             let from = ((start - base) / block) as usize;
