@@ -175,9 +175,9 @@ impl Driver {
 
     async fn sleep(&mut self, stop: &mut watch::Receiver<bool>) -> Woken {
         let now = now_us();
-        let rest = Duration::from_micros(self.desk.due(now).saturating_sub(now));
+        let due = self.desk.due(now);
         self.shared.bell().arm();
-        let waiting = self.shared.has_placements() || rest.is_zero();
+        let waiting = self.shared.has_placements() || due <= now;
         if waiting {
             self.shared.bell().disarm();
             // Under load more placements are there whenever one looks. The link's own tasks and the admin port get
@@ -203,7 +203,7 @@ impl Driver {
             () = std::future::ready(()), if waiting => Woken::Rung,
             () = self.bell.rung() => Woken::Rung,
             () = self.room.notified() => Woken::Due,
-            () = self.timer.run_out(rest) => Woken::Due,
+            () = self.timer.run_out(due, now) => Woken::Due,
         };
         self.shared.bell().disarm();
         woken

@@ -1,6 +1,7 @@
 //! The bell's and the timer's descriptors on the control thread's reactor. One of the modules that may use `unsafe`.
 #![allow(unsafe_code)]
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
@@ -35,7 +36,12 @@ impl BellWait {
 
 /// A timer that is exact to some ten microseconds; tokio's own counts in milliseconds, which is as long as a
 /// reservation may take to reach the other gateways.
-pub(super) struct Timer(AsyncFd<OwnedFd>);
+pub(super) struct Timer {
+    timer: AsyncFd<OwnedFd>,
+    /// The time for which it is set; 0 when it has run out. Most sleeps end early and are for the same time again,
+    /// which then costs no system call.
+    set_for_us: Cell<u64>,
+}
 
 impl Timer {
     /// Registers a timer with the current runtime.
@@ -43,22 +49,27 @@ impl Timer {
     /// # Errors
     /// Descriptors are exhausted.
     pub fn new() -> io::Result<Self> {
-        register(sys::timerfd()?).map(Self)
+        Ok(Self { timer: register(sys::timerfd()?)?, set_for_us: Cell::new(0) })
     }
 
-    /// Sets the timer and returns when it has run out. May be dropped at any time.
-    pub async fn run_out(&self, after: Duration) {
-        if after.is_zero() {
+    /// Returns at `due_us`. May be dropped at any time.
+    pub async fn run_out(&self, due_us: u64, now_us: u64) {
+        if due_us <= now_us {
             return;
         }
-        if sys::timerfd_set(self.0.get_ref(), after).is_err() {
-            // Cannot happen with a time within range; the other timer is only less exact.
-            return tokio::time::sleep(after).await;
+        if self.set_for_us.get() != due_us {
+            let after = Duration::from_micros(due_us - now_us);
+            if sys::timerfd_set(self.timer.get_ref(), after).is_err() {
+                // Cannot happen with a time within range; the other timer is only less exact.
+                return tokio::time::sleep(after).await;
+            }
+            self.set_for_us.set(due_us);
         }
         loop {
-            let Ok(mut guard) = self.0.readable().await else { return std::future::pending().await };
+            let Ok(mut guard) = self.timer.readable().await else { return std::future::pending().await };
             // What became readable may be the expiry of an earlier setting, which is forgotten by now.
             if guard.try_io(|timer| sys::timerfd_expired(timer.get_ref())).is_ok() {
+                self.set_for_us.set(0);
                 return;
             }
         }

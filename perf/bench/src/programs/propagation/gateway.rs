@@ -1,6 +1,7 @@
 //! The parts that are not the agents: a scheduler, gateways and the reader of what their shards read.
 
-use std::io::{BufRead as _, Write as _};
+use std::io::{BufRead as _, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,10 +49,25 @@ fn answer_all(mut of: impl FnMut(&[&str]) -> anyhow::Result<String>) -> anyhow::
 fn scheduler(part: &Part) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let identity = identity(&part.folder, "scheduler")?;
-    let options = SchedulerOptions::new(([127, 0, 0, 1], 0).into(), identity);
+    let mut options = SchedulerOptions::new(([127, 0, 0, 1], 0).into(), identity);
+    options.admin = Some(([127, 0, 0, 1], 0).into());
     let handle = runtime.block_on(Scheduler::start(options))?;
     answer(&handle.addr().to_string())?;
-    answer_all(|words| anyhow::bail!("a scheduler does not know {words:?}"))
+    let admin = handle.admin_addr().context("admin pages")?;
+    answer_all(|words| match words {
+        ["ring"] => ring_bytes(admin),
+        _ => anyhow::bail!("a scheduler does not know {words:?}"),
+    })
+}
+
+/// Bytes of recent frames that the scheduler keeps, as its metrics tell.
+fn ring_bytes(admin: SocketAddr) -> anyhow::Result<String> {
+    let mut page = TcpStream::connect(admin)?;
+    write!(page, "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    page.read_to_string(&mut text)?;
+    let value = text.lines().find_map(|line| line.strip_prefix("fairlead_scheduler_ring_bytes "));
+    Ok(value.context("no figure for the ring")?.trim().to_owned())
 }
 
 fn gateway(part: &Part) -> anyhow::Result<()> {
