@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use crossbeam_queue::ArrayQueue;
-use fairlead_routing::Fleet;
+use fairlead_routing::{Fleet, Settings, Strategy};
 use fairlead_telemetry::Registry;
 
 use crate::options::GatewayOptions;
@@ -31,6 +31,8 @@ pub struct Shared {
     pub block_tokens: AtomicU32,
     /// Tokenizers, by the models that have one.
     pub token_models: TokenModels,
+    /// How requests that ask for nothing else are routed.
+    pub strategy: Strategy,
     /// Client connections open.
     pub connections: Arc<Gauge>,
     /// Requests being forwarded.
@@ -77,6 +79,7 @@ impl Shared {
             cluster_seed: AtomicU64::new(options.cluster_seed),
             block_tokens: AtomicU32::new(fairlead_tokens::DEFAULT_BLOCK_TOKENS),
             token_models: options.token_models.clone(),
+            strategy: Strategy::new(options.policy, &Settings::default()),
             connections: Gauge::new(limits.max_connections),
             in_flight: Gauge::new(limits.max_in_flight),
             body_bytes: Gauge::new(limits.body_budget),

@@ -88,14 +88,18 @@ impl ReplicaSink for FleetSink {
         }
     }
 
-    fn peer_load(&mut self, id: TargetId, sums: &InFlight) {
+    fn peer_load(&mut self, id: TargetId, sums: &InFlight, now_us: u64) {
         if let Some(entry) = self.known(id) {
-            entry.cells.set_peers(InFlightSums {
+            // Peers tell tokens; what that takes here follows from this target's constants.
+            let prefill_us = (sums.prefill_tokens as f32 * entry.cells.costs.read().prefill) as u64;
+            let sums = InFlightSums {
                 requests: u64::from(sums.requests),
                 prefilling: u64::from(sums.prefilling),
                 prefill_tokens: sums.prefill_tokens,
+                prefill_us,
                 context_tokens: sums.context_tokens,
-            });
+            };
+            entry.cells.set_peers(sums, now_us);
         }
     }
 
@@ -150,7 +154,7 @@ mod tests {
         sink.target(id, 0, true, CacheSource::Placements, &info);
         sink.publish();
         let entry = sink.fleet().table_full().get(id).cloned().unwrap();
-        let held = Reservation::new(entry, 10, 10);
+        let held = Reservation::new(entry, 10, 10, 1);
         sink.target(id, 0, false, CacheSource::Placements, &info);
         sink.publish();
         assert_eq!(sink.fleet().table().ready(), 0);
@@ -175,7 +179,7 @@ mod tests {
         sink.target(TargetId::new(0, 1), 0, true, CacheSource::Placements, &info);
         sink.publish();
         let entry = sink.fleet().table_full().get(TargetId::new(0, 1)).cloned().unwrap();
-        let _held = Reservation::new(entry, 10, 10);
+        let _held = Reservation::new(entry, 10, 10, 1);
         sink.target_gone(TargetId::new(0, 1));
         sink.target(TargetId::new(0, 2), 0, true, CacheSource::Placements, &info);
         sink.publish();

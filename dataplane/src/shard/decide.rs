@@ -173,18 +173,16 @@ pub fn pick(
     prompt: &Prompt,
     tried: &[Arc<TargetEntry>],
     shared: &Shared,
-    options: &GatewayOptions,
     scratch: &mut Scratch,
     now_us: u64,
 ) -> Result<Plan, NoPlan> {
     let request = PlanRequest {
-        model: &prompt.model,
         path: &prompt.path,
         prompt_tokens: prompt.tokens,
         block_tokens: prompt.tokenised.as_ref().map_or(0, |tokenised| tokenised.block),
         tried,
-        policy: options.policy,
         now_us,
+        ..PlanRequest::new(&prompt.model, &shared.strategy)
     };
     plan(&request, &shared.fleet, scratch)
 }

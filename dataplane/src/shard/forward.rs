@@ -229,7 +229,7 @@ impl<R: Runtime> Attempts<'_, R> {
     fn pick(&self) -> Result<Plan, NoPlan> {
         let shard = self.shard;
         let mut scratch = shard.scratch.borrow_mut();
-        let plan = pick(&self.prompt, &self.tried, &shard.shared, &shard.options, &mut scratch, R::now_us())?;
+        let plan = pick(&self.prompt, &self.tried, &shard.shared, &mut scratch, R::now_us())?;
         shard.metrics.picked(&plan);
         Ok(plan)
     }
@@ -368,8 +368,11 @@ impl<R: Runtime> Attempts<'_, R> {
             watch: self.client.watch,
             stall: self.shard.options.timeouts.stall,
         };
-        let ended =
-            stream.run(&mut side, &socket, &mut reads, out, rest, || reservation.prefill_done()).await;
+        let ended = stream
+            .run(&mut side, &socket, &mut reads, out, rest, || {
+                reservation.first_token(R::now_us());
+            })
+            .await;
         drop(reservation);
 
         let reusable = matches!(ended, Ended::Complete { clean: true }) && sent && answer.keep_alive();

@@ -340,7 +340,7 @@ impl Setting for KvEvents {
 
 impl Setting for PolicyName {
     fn allowed() -> String {
-        PolicyName::ALL.map(|name| format!("`{name}`")).join(", ")
+        PolicyName::ALL.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
     }
     fn read(value: &Value, path: &str) -> Result<Self, ConfigError> {
         read_text(value, path, |text| text.parse().ok())

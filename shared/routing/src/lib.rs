@@ -10,15 +10,25 @@
 //! Reading is lock-free: the target table is one pointer load, figures are relaxed atomics, the prefix index is read
 //! under an epoch pin that ends with the decision. Picking and counting are one step, so that a burst sees itself.
 
+mod cost;
 mod fleet;
 mod plan;
 mod policy;
+mod registry;
+mod request;
 mod rng;
+mod settings;
+mod strategy;
 
+pub use cost::{Constants, CostCell, DecodeSeen, Learner, PrefillSeen};
 pub use fleet::{
     Counters, EngineFigures, Fleet, InFlightSums, LoadCell, Mode, ModelCells, ModelEntry, Reservation,
     TargetCells, TargetEntry, TargetTable,
 };
-pub use plan::{NoPlan, Plan, PlanRequest, Scratch, plan};
-pub use policy::{Candidate, Choice, Decision, Policy, PolicyName, Reason, UnknownPolicy};
+pub use plan::{NoPlan, Plan, Scratch, plan};
+pub use policy::{Candidate, Choice, Decision, Missing, Policy, Predicted, Reason};
+pub use registry::{PolicyName, UnknownPolicy};
+pub use request::{PlanRequest, Slo};
 pub use rng::Rng;
+pub use settings::{PrefixCacheSettings, Settings};
+pub use strategy::{Picked, Strategy};

@@ -5,27 +5,12 @@ use std::sync::Arc;
 use fairlead_prefix::Hits;
 
 use crate::fleet::{Fleet, Mode, ModelEntry, Reservation, Row, TargetEntry};
-use crate::policy::{Candidate, Choice, Decision, PolicyName, Reason};
+use crate::policy::{Candidate, Choice, Decision, Missing, Reason};
+use crate::registry::PolicyName;
+use crate::request::PlanRequest;
 use crate::rng::Rng;
-
-/// What a request needs of the fleet.
-#[derive(Clone, Copy, Debug)]
-pub struct PlanRequest<'a> {
-    /// Model asked for.
-    pub model: &'a str,
-    /// Chained hashes of the prompt's full blocks.
-    pub path: &'a [u64],
-    /// Estimated tokens of the whole prompt.
-    pub prompt_tokens: u32,
-    /// Tokens in a block of `path`; 0 where its blocks are of bytes.
-    pub block_tokens: u32,
-    /// Targets that this request has tried already.
-    pub tried: &'a [Arc<TargetEntry>],
-    /// How to pick.
-    pub policy: PolicyName,
-    /// Clock of the process, microseconds.
-    pub now_us: u64,
-}
+use crate::settings::Settings;
+use crate::strategy::{Picked, Strategy};
 
 /// The decision.
 #[derive(Debug)]
@@ -38,6 +23,10 @@ pub struct Plan {
     pub policy: PolicyName,
     /// Why this target.
     pub reason: Reason,
+    /// The figure for want of which the policy asked for could not decide, where that was so.
+    pub missing: Option<Missing>,
+    /// Predicted time to the first token, microseconds.
+    pub predicted_ttft_us: u32,
     /// Targets that were eligible.
     pub candidates: usize,
 }
@@ -69,12 +58,15 @@ pub struct Scratch {
     /// One per source of prefixes.
     hits: Vec<Hits>,
     rng: Rng,
+    /// What decides when the fleet's state is too old for any other.
+    blind: Strategy,
 }
 
 impl Scratch {
     /// Scratch space whose ties are drawn from `seed`.
     pub fn new(seed: u64) -> Self {
-        Self { candidates: Vec::new(), hits: Vec::new(), rng: Rng::new(seed) }
+        let blind = Strategy::new(PolicyName::RoundRobin, &Settings::default());
+        Self { candidates: Vec::new(), hits: Vec::new(), rng: Rng::new(seed), blind }
     }
 }
 
@@ -86,11 +78,8 @@ pub fn plan(request: &PlanRequest<'_>, fleet: &Fleet, scratch: &mut Scratch) -> 
     let table = fleet.table();
     let model = table.model(request.model).ok_or(NoPlan::UnknownModel)?;
     let mode = fleet.mode();
-    let policy_name = if mode == Mode::Blind { PolicyName::RoundRobin } else { request.policy };
-    let policy = policy_name.policy();
-
     scratch.hits.resize_with(fleet.prefixes().len(), Hits::default);
-    let wanted = policy.wants_prefix() && !request.path.is_empty();
+    let wanted = request.strategy.wants_prefix() && mode != Mode::Blind && !request.path.is_empty();
     for (reader, hits) in fleet.prefixes().iter().zip(&mut scratch.hits) {
         if wanted {
             reader.lookup(request.path, hits);
@@ -99,38 +88,26 @@ pub fn plan(request: &PlanRequest<'_>, fleet: &Fleet, scratch: &mut Scratch) -> 
         }
     }
     collect(request, model, mode, scratch)?;
-
-    let mut decision = Decision {
-        candidates: &scratch.candidates,
-        targets: &model.targets,
-        prompt_blocks: request.path.len() as u32,
-        fleet,
-        rng: &mut scratch.rng,
-    };
-    let (choice, decided_by) = if let [_] = decision.candidates {
-        (Choice { index: 0, reason: Reason::OnlyCandidate }, policy_name)
-    } else if let Some(choice) = policy.pick(&mut decision) {
-        (choice, policy_name)
+    let decision = Decision { request, candidates: &scratch.candidates, targets: &model.targets, fleet };
+    let picked = if mode == Mode::Blind {
+        let mut picked = scratch.blind.pick(&decision, &mut scratch.rng);
+        picked.choice.reason = Reason::Blind;
+        picked
+    } else if let [_] = decision.candidates {
+        let choice = Choice { index: 0, reason: Reason::OnlyCandidate };
+        Picked { choice, policy: request.strategy.name(), missing: None }
     } else {
-        let name = policy.fallback();
-        let choice = name.policy().pick(&mut decision).unwrap_or(Choice { index: 0, reason: Reason::Turn });
-        (choice, name)
+        request.strategy.pick(&decision, &mut scratch.rng)
     };
-    let picked = &scratch.candidates[choice.index];
-    let cached_blocks = picked.cached_blocks;
-    let prompt = u64::from(request.prompt_tokens);
-    let cached = match (request.block_tokens, request.path.len()) {
-        (_, 0) => 0,
-        (0, blocks) => (prompt as f64 * (f64::from(cached_blocks) / blocks as f64)) as u64,
-        (tokens, _) => u64::from(cached_blocks) * u64::from(tokens),
-    };
-    // The last token is never cached for an engine.
-    let uncached = prompt.saturating_sub(cached).max(u64::from(prompt > 0));
-    let target = &model.targets[picked.number as usize];
-    let reservation = Reservation::new(target.clone(), prompt, uncached);
-    let candidates = scratch.candidates.len();
-    let reason = if mode == Mode::Blind { Reason::Blind } else { choice.reason };
-    Ok(Plan { reservation, cached_blocks, policy: decided_by, reason, candidates })
+    let Picked { choice, policy, missing } = picked;
+    let candidate = &scratch.candidates[choice.index];
+    let target = &model.targets[candidate.number as usize];
+    let cached_blocks = candidate.cached_blocks;
+    let predicted_ttft_us = decision.predict(candidate).ttft as u32;
+    let (prompt, uncached) = (u64::from(request.prompt_tokens), u64::from(request.uncached(cached_blocks)));
+    let reservation = Reservation::new(target.clone(), prompt, uncached, request.now_us);
+    let (reason, candidates) = (choice.reason, scratch.candidates.len());
+    Ok(Plan { reservation, cached_blocks, policy, reason, missing, predicted_ttft_us, candidates })
 }
 
 /// Fills `scratch.candidates` with the eligible targets.
@@ -174,7 +151,7 @@ fn collect(
             for hits in hits {
                 cached = cached.max(hits.get(row.slot));
             }
-            candidates.push(candidate(row, number, cached, mode, request.prompt_tokens));
+            candidates.push(candidate(row, number, cached, mode, request));
         }
         if !candidates.is_empty() {
             return Ok(());
@@ -188,22 +165,33 @@ fn collect(
 }
 
 #[inline]
-fn candidate(row: &Row, number: usize, cached_blocks: u32, mode: Mode, prompt_tokens: u32) -> Candidate {
+fn candidate(
+    row: &Row,
+    number: usize,
+    cached_blocks: u32,
+    mode: Mode,
+    request: &PlanRequest<'_>,
+) -> Candidate {
     let cells = &*row.cells;
-    let own = cells.counters.in_flight();
-    let mut requests = own.requests;
-    let mut prefilling = own.prefilling;
-    let mut tokens = own.prefill_tokens.saturating_add(own.context_tokens);
+    let mut sums = cells.counters.in_flight();
+    let mut foreign = 0;
     if mode == Mode::Fresh {
-        let peers = cells.peers();
-        requests = requests.saturating_add(peers.requests);
-        prefilling = prefilling.saturating_add(peers.prefilling);
-        tokens = tokens.saturating_add(peers.prefill_tokens).saturating_add(peers.context_tokens);
+        sums.add(&cells.peers());
         // Foreign requests are known by number only; each is taken to be as long as this one.
-        if let Some(foreign) = cells.load.foreign_requests() {
-            requests = requests.saturating_add(u64::from(foreign));
-            tokens = tokens.saturating_add(u64::from(foreign) * u64::from(prompt_tokens));
-        }
+        foreign = u64::from(cells.load.foreign_requests().unwrap_or(0));
     }
-    Candidate { number: number as u32, cached_blocks, requests, prefilling, tokens }
+    let (queued_tokens, queued_us) = (sums.prefill_tokens, sums.prefill_us);
+    let tokens = queued_tokens
+        .saturating_add(sums.context_tokens)
+        .saturating_add(foreign * u64::from(request.prompt_tokens));
+    Candidate {
+        number: number as u32,
+        cached_blocks,
+        requests: sums.requests.saturating_add(foreign),
+        prefilling: sums.prefilling,
+        queued_tokens,
+        queued_us,
+        context_tokens: sums.context_tokens,
+        tokens,
+    }
 }

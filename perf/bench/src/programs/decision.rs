@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use fairlead_routing::{
-    EngineFigures, Fleet, InFlightSums, Plan, PlanRequest, PolicyName, Reservation, Scratch, TargetCells,
-    TargetEntry, plan,
+    EngineFigures, Fleet, InFlightSums, Plan, PlanRequest, PolicyName, Reservation, Scratch, Settings,
+    Strategy, TargetCells, TargetEntry, plan,
 };
 use fairlead_wire::TargetId;
 use fairlead_wire::msg::{EngineKind, InstanceInfo, ModelInfo, ServingRole};
@@ -145,7 +145,7 @@ fn fleet(truth: &Truth, overlay: &Truth, targets: u16) -> Fleet {
             taken_us: 1,
             ..EngineFigures::default()
         });
-        cells.set_peers(InFlightSums { requests: rng.next() % 8, ..InFlightSums::default() });
+        cells.set_peers(InFlightSums { requests: rng.next() % 8, ..InFlightSums::default() }, 1);
         Some(Arc::new(TargetEntry::new(TargetId::new(slot, 1), Arc::new(info), 0, true, cells)))
     };
     fleet.publish((0..targets).map(entry).collect());
@@ -161,7 +161,7 @@ struct Found {
 /// A shard's part: decides, holds the reservation for as long as a request would run.
 struct Decider<'f> {
     fleet: &'f Fleet,
-    policy: PolicyName,
+    strategy: Strategy,
     scratch: Scratch,
     running: VecDeque<Reservation>,
     most: usize,
@@ -173,7 +173,7 @@ impl<'f> Decider<'f> {
         let most = IN_FLIGHT * usize::from(targets);
         Self {
             fleet,
-            policy,
+            strategy: Strategy::new(policy, &Settings::default()),
             scratch: Scratch::new(seed),
             running: VecDeque::with_capacity(most + 1),
             most,
@@ -184,13 +184,11 @@ impl<'f> Decider<'f> {
     fn decide(&mut self, path: &[u64]) -> anyhow::Result<Plan> {
         self.now_us += 100;
         let request = PlanRequest {
-            model: MODEL,
             path,
             prompt_tokens: path.len() as u32 * BLOCK_TOKENS,
             block_tokens: BLOCK_TOKENS,
-            tried: &[],
-            policy: self.policy,
             now_us: self.now_us,
+            ..PlanRequest::new(MODEL, &self.strategy)
         };
         plan(&request, self.fleet, &mut self.scratch).context("a decision was refused")
     }
@@ -199,7 +197,7 @@ impl<'f> Decider<'f> {
         let mut reservation = plan.reservation;
         // Some are past their first token, some are not.
         if !(self.now_us / 100).is_multiple_of(4) {
-            reservation.prefill_done();
+            reservation.first_token(self.now_us);
         }
         self.running.push_back(reservation);
         if self.running.len() > self.most {
@@ -226,7 +224,7 @@ impl<'f> Decider<'f> {
             }
             self.hold(plan);
         }
-        if self.policy == PolicyName::PrefixCache {
+        if self.strategy.wants_prefix() {
             ensure!(hits > 0, "no decision found a cached prefix");
         }
         Ok(Found {

@@ -163,7 +163,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
         if sum != local.peers {
             local.peers = sum;
             local.peers_history.note(self.now_us, sum.requests);
-            self.sink.peer_load(local.id, &sum);
+            self.sink.peer_load(local.id, &sum, self.now_us);
             self.look_again(slot);
         }
     }

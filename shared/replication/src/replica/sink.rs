@@ -41,8 +41,8 @@ pub trait ReplicaSink {
     fn publish(&mut self);
     /// What the engine of a target reports.
     fn engine_load(&mut self, id: TargetId, load: &EngineView);
-    /// What the other gateways have in flight at a target (`target` of the sums is the local id).
-    fn peer_load(&mut self, id: TargetId, sums: &InFlight);
+    /// What the other gateways have in flight at a target (`target` of the sums is the local id), as told at `now_us`.
+    fn peer_load(&mut self, id: TargetId, sums: &InFlight, now_us: u64);
     /// How far all this may be trusted; told on change.
     fn trust(&mut self, trust: Trust);
 }

@@ -70,7 +70,7 @@ impl ReplicaSink for Sink {
         seen.engines.insert(id, *load);
     }
 
-    fn peer_load(&mut self, id: TargetId, sums: &InFlight) {
+    fn peer_load(&mut self, id: TargetId, sums: &InFlight, _: u64) {
         let mut seen = self.0.borrow_mut();
         assert!(seen.targets.contains_key(&id));
         assert_eq!(sums.target, id.pack());

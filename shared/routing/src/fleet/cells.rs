@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use super::reservation::Counters;
+use crate::cost::CostCell;
 
 /// How far the replicated state may be trusted (DESIGN section 8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,8 +155,22 @@ pub struct InFlightSums {
     pub prefilling: u64,
     /// Uncached prompt tokens not yet prefilled.
     pub prefill_tokens: u64,
+    /// The same as predicted work of the target, microseconds.
+    pub prefill_us: u64,
     /// Prompt tokens of requests past their first token.
     pub context_tokens: u64,
+}
+
+impl InFlightSums {
+    /// Adds others'.
+    #[inline]
+    pub fn add(&mut self, other: &Self) {
+        self.requests = self.requests.saturating_add(other.requests);
+        self.prefilling = self.prefilling.saturating_add(other.prefilling);
+        self.prefill_tokens = self.prefill_tokens.saturating_add(other.prefill_tokens);
+        self.prefill_us = self.prefill_us.saturating_add(other.prefill_us);
+        self.context_tokens = self.context_tokens.saturating_add(other.context_tokens);
+    }
 }
 
 /// Sums of the other gateways, written by the control thread.
@@ -164,6 +179,7 @@ struct PeerCell {
     requests: AtomicU64,
     prefilling: AtomicU64,
     prefill_tokens: AtomicU64,
+    prefill_us: AtomicU64,
     context_tokens: AtomicU64,
 }
 
@@ -186,6 +202,8 @@ pub struct TargetCells {
     pub load: LoadCell,
     /// Round-robin ticket of the last pick.
     pub(crate) ticket: AtomicU64,
+    /// What its work costs, as learnt.
+    pub costs: CostCell,
 }
 
 const _: () = assert!(std::mem::offset_of!(TargetCells, peers) == 64);
@@ -197,11 +215,16 @@ impl TargetCells {
         Self::default()
     }
 
-    /// Replaces the sums of the other gateways.
-    pub fn set_peers(&self, sums: InFlightSums) {
+    /// Replaces the sums of the other gateways, as they became known at `now_us`.
+    pub fn set_peers(&self, sums: InFlightSums, now_us: u64) {
+        // Fewer before their first token: the target has just come that far.
+        if sums.prefilling < self.peers.prefilling.load(Ordering::Relaxed) {
+            self.counters.progressed(now_us);
+        }
         self.peers.requests.store(sums.requests, Ordering::Relaxed);
         self.peers.prefilling.store(sums.prefilling, Ordering::Relaxed);
         self.peers.prefill_tokens.store(sums.prefill_tokens, Ordering::Relaxed);
+        self.peers.prefill_us.store(sums.prefill_us, Ordering::Relaxed);
         self.peers.context_tokens.store(sums.context_tokens, Ordering::Relaxed);
     }
 
@@ -212,6 +235,7 @@ impl TargetCells {
             requests: self.peers.requests.load(Ordering::Relaxed),
             prefilling: self.peers.prefilling.load(Ordering::Relaxed),
             prefill_tokens: self.peers.prefill_tokens.load(Ordering::Relaxed),
+            prefill_us: self.peers.prefill_us.load(Ordering::Relaxed),
             context_tokens: self.peers.context_tokens.load(Ordering::Relaxed),
         }
     }

@@ -5,42 +5,55 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::cells::InFlightSums;
 use super::table::TargetEntry;
+use crate::cost::{DecodeSeen, PrefillSeen};
 
-/// Cumulative counters of one target in this process. In flight is reserved less released; both only grow, so a
-/// sampler can difference them over any span.
+/// Load of one target in this process.
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct Counters {
-    requests_reserved: AtomicU64,
-    requests_released: AtomicU64,
-    prefilling_reserved: AtomicU64,
-    prefilling_released: AtomicU64,
-    prefill_reserved: AtomicU64,
-    prefill_released: AtomicU64,
-    context_reserved: AtomicU64,
-    context_released: AtomicU64,
+    /// Ever reserved.
+    total: AtomicU64,
+    requests: AtomicU64,
+    prefilling: AtomicU64,
+    prefill_tokens: AtomicU64,
+    prefill_us: AtomicU64,
+    context_tokens: AtomicU64,
+    /// Uncached prompt tokens of all requests that ever had a first token.
+    prefilled: AtomicU64,
+    /// When the target was last seen to have done all prefill before some point: at a first token, or when a prompt
+    /// came to an idle target. Microseconds.
+    progress_us: AtomicU64,
 }
 
 impl Counters {
-    /// What is in flight now. Released is read before reserved, so the difference cannot be negative; a reader that is
-    /// interrupted in between sees too much for once.
+    /// What is in flight now. Each figure is exact by itself; a reader in the middle of a change may see some of the
+    /// figures before and some after it.
     #[inline]
     pub fn in_flight(&self) -> InFlightSums {
-        let difference = |released: &AtomicU64, reserved: &AtomicU64| {
-            let released = released.load(Ordering::Acquire);
-            reserved.load(Ordering::Relaxed).wrapping_sub(released)
-        };
+        let read = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
         InFlightSums {
-            requests: difference(&self.requests_released, &self.requests_reserved),
-            prefilling: difference(&self.prefilling_released, &self.prefilling_reserved),
-            prefill_tokens: difference(&self.prefill_released, &self.prefill_reserved),
-            context_tokens: difference(&self.context_released, &self.context_reserved),
+            requests: read(&self.requests),
+            prefilling: read(&self.prefilling),
+            prefill_tokens: read(&self.prefill_tokens),
+            prefill_us: read(&self.prefill_us),
+            context_tokens: read(&self.context_tokens),
         }
     }
 
     /// Requests ever reserved.
     pub fn requests_total(&self) -> u64 {
-        self.requests_reserved.load(Ordering::Relaxed)
+        self.total.load(Ordering::Relaxed)
+    }
+
+    /// When the target's prefill was last seen to advance, microseconds.
+    #[inline]
+    pub fn progress_us(&self) -> u64 {
+        self.progress_us.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the target's prefill has advanced; answers when it had before.
+    pub(crate) fn progressed(&self, now_us: u64) -> u64 {
+        self.progress_us.fetch_max(now_us, Ordering::Relaxed)
     }
 }
 
@@ -49,19 +62,40 @@ impl Counters {
 #[must_use = "dropping the guard releases the reservation"]
 pub struct Reservation {
     target: Arc<TargetEntry>,
-    prefill_tokens: u64,
     prompt_tokens: u64,
+    prefill_tokens: u64,
+    prefill_us: u64,
     prefilled: bool,
+    sent_us: u64,
+    first: First,
+}
+
+/// The target at a request's first token.
+#[derive(Clone, Copy, Debug, Default)]
+struct First {
+    at_us: u64,
+    batch: u64,
+    context: u64,
+    prefilled: u64,
 }
 
 impl Reservation {
     /// Reserves on `target`: one request, `uncached` tokens to prefill of `prompt` tokens in all.
-    pub fn new(target: Arc<TargetEntry>, prompt: u64, uncached: u64) -> Self {
+    pub fn new(target: Arc<TargetEntry>, prompt: u64, uncached: u64, now_us: u64) -> Self {
+        let cached = prompt.saturating_sub(uncached);
+        let work = target.cells.costs.read().work(uncached as f32, cached as f32);
+        let prefill_us = work as u64;
         let counters = &target.cells.counters;
-        counters.requests_reserved.fetch_add(1, Ordering::Relaxed);
-        counters.prefilling_reserved.fetch_add(1, Ordering::Relaxed);
-        counters.prefill_reserved.fetch_add(uncached, Ordering::Relaxed);
-        Self { target, prefill_tokens: uncached, prompt_tokens: prompt, prefilled: false }
+        counters.total.fetch_add(1, Ordering::Relaxed);
+        counters.requests.fetch_add(1, Ordering::Relaxed);
+        if counters.prefilling.fetch_add(1, Ordering::Relaxed) == 0 {
+            counters.progressed(now_us);
+        }
+        counters.prefill_tokens.fetch_add(uncached, Ordering::Relaxed);
+        counters.prefill_us.fetch_add(prefill_us, Ordering::Relaxed);
+        let first = First::default();
+        let (prompt_tokens, prefill_tokens, sent_us) = (prompt, uncached, now_us);
+        Self { target, prompt_tokens, prefill_tokens, prefill_us, prefilled: false, sent_us, first }
     }
 
     /// The target reserved on.
@@ -74,14 +108,58 @@ impl Reservation {
         self.prefill_tokens
     }
 
-    /// The first token came: prefill work ends, context being decoded begins. Further calls do nothing.
-    pub fn prefill_done(&mut self) {
-        if !std::mem::replace(&mut self.prefilled, true) {
-            let counters = &self.target.cells.counters;
-            counters.context_reserved.fetch_add(self.prompt_tokens, Ordering::Relaxed);
-            counters.prefill_released.fetch_add(self.prefill_tokens, Ordering::Release);
-            counters.prefilling_released.fetch_add(1, Ordering::Release);
+    /// The first token came: prefill work ends, context being decoded begins. Further calls do nothing. Answers what
+    /// that shows of the target's speed.
+    pub fn first_token(&mut self, now_us: u64) -> Option<PrefillSeen> {
+        if std::mem::replace(&mut self.prefilled, true) {
+            return None;
         }
+        let counters = &self.target.cells.counters;
+        let before = counters.progressed(now_us);
+        counters.context_tokens.fetch_add(self.prompt_tokens, Ordering::Relaxed);
+        counters.prefill_tokens.fetch_sub(self.prefill_tokens, Ordering::Relaxed);
+        counters.prefill_us.fetch_sub(self.prefill_us, Ordering::Relaxed);
+        counters.prefilling.fetch_sub(1, Ordering::Relaxed);
+        let prefilled = counters.prefilled.fetch_add(self.prefill_tokens, Ordering::Relaxed);
+        let (batch, context) = self.decoding();
+        self.first = First { at_us: now_us, batch, context, prefilled: prefilled + self.prefill_tokens };
+        let narrow = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        Some(PrefillSeen {
+            span_us: now_us.saturating_sub(before.max(self.sent_us)),
+            tokens: narrow(self.prefill_tokens),
+            cached: narrow(self.prompt_tokens.saturating_sub(self.prefill_tokens)),
+            batch: batch.saturating_sub(1) as f32,
+            context: context.saturating_sub(self.prompt_tokens) as f32,
+        })
+    }
+
+    /// The answer is complete, with so many tokens. Answers what that shows of the target's speed, if there was a
+    /// first token; the guard still holds its load until it is dropped.
+    pub fn last_token(&self, now_us: u64, tokens: u32) -> Option<DecodeSeen> {
+        if !self.prefilled || tokens < 2 {
+            return None;
+        }
+        let (batch, context) = self.decoding();
+        let counters = &self.target.cells.counters;
+        let own = counters.prefilled.load(Ordering::Relaxed).saturating_sub(self.first.prefilled);
+        // The other gateways' prompts are not seen here; they are taken to be as many as their requests.
+        let in_flight = counters.in_flight().requests.max(1) as f32;
+        let share = 1.0 + self.target.cells.peers().requests as f32 / in_flight;
+        Some(DecodeSeen {
+            span_us: now_us.saturating_sub(self.first.at_us),
+            tokens: tokens - 1,
+            batch: (self.first.batch + batch) as f32 / 2.0,
+            context: (self.first.context + context) as f32 / 2.0,
+            prefilled: own as f32 * share,
+        })
+    }
+
+    /// Requests decoding at the target, and their prompt tokens.
+    fn decoding(&self) -> (u64, u64) {
+        let own = self.target.cells.counters.in_flight();
+        let peers = self.target.cells.peers();
+        let decoding = |sums: &InFlightSums| sums.requests.saturating_sub(sums.prefilling);
+        (decoding(&own) + decoding(&peers), own.context_tokens.saturating_add(peers.context_tokens))
     }
 }
 
@@ -89,12 +167,13 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         let counters = &self.target.cells.counters;
         if self.prefilled {
-            counters.context_released.fetch_add(self.prompt_tokens, Ordering::Release);
+            counters.context_tokens.fetch_sub(self.prompt_tokens, Ordering::Relaxed);
         } else {
-            counters.prefill_released.fetch_add(self.prefill_tokens, Ordering::Release);
-            counters.prefilling_released.fetch_add(1, Ordering::Release);
+            counters.prefill_tokens.fetch_sub(self.prefill_tokens, Ordering::Relaxed);
+            counters.prefill_us.fetch_sub(self.prefill_us, Ordering::Relaxed);
+            counters.prefilling.fetch_sub(1, Ordering::Relaxed);
         }
-        counters.requests_released.fetch_add(1, Ordering::Release);
+        counters.requests.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -106,27 +185,43 @@ mod tests {
     #[test]
     fn every_way_to_end_returns_to_zero() {
         let target = entry(0, "a", "m");
-        let in_flight = || target.cells.counters.in_flight();
-        let early = Reservation::new(target.clone(), 100, 60);
-        let mut late = Reservation::new(target.clone(), 50, 50);
-        assert_eq!(
-            in_flight(),
-            InFlightSums { requests: 2, prefilling: 2, prefill_tokens: 110, context_tokens: 0 }
-        );
-        late.prefill_done();
-        late.prefill_done();
-        assert_eq!(
-            in_flight(),
-            InFlightSums { requests: 2, prefilling: 1, prefill_tokens: 60, context_tokens: 50 }
-        );
+        let figures = || {
+            let now = target.cells.counters.in_flight();
+            (now.requests, now.prefilling, now.prefill_tokens, now.context_tokens)
+        };
+        let early = Reservation::new(target.clone(), 100, 60, 1);
+        let mut late = Reservation::new(target.clone(), 50, 50, 1);
+        assert_eq!(figures(), (2, 2, 110, 0));
+        assert!(late.first_token(5).is_some());
+        assert!(late.first_token(6).is_none());
+        assert_eq!(figures(), (2, 1, 60, 50));
         drop(early);
-        assert_eq!(
-            in_flight(),
-            InFlightSums { requests: 1, prefilling: 0, prefill_tokens: 0, context_tokens: 50 }
-        );
+        assert_eq!(figures(), (1, 0, 0, 50));
         drop(late);
-        assert_eq!(in_flight(), InFlightSums::default());
+        assert_eq!(target.cells.counters.in_flight(), InFlightSums::default());
         assert_eq!(target.cells.counters.requests_total(), 2);
+    }
+
+    #[test]
+    fn what_a_gateway_sees_is_one_request_s_own_time() {
+        let target = entry(0, "a", "m");
+        let mut first = Reservation::new(target.clone(), 1_000, 1_000, 100);
+        let mut second = Reservation::new(target.clone(), 600, 500, 150);
+        let seen = first.first_token(40_100).unwrap();
+        assert_eq!((seen.span_us, seen.tokens, seen.cached, seen.batch), (40_000, 1_000, 0, 0.0));
+        // Its prefill began when the one before it ended.
+        let seen = second.first_token(60_100).unwrap();
+        assert_eq!((seen.span_us, seen.tokens, seen.cached), (20_000, 500, 100));
+        assert_eq!((seen.batch, seen.context), (1.0, 1_000.0));
+        let decoded = first.last_token(140_100, 11).unwrap();
+        assert_eq!((decoded.span_us, decoded.tokens), (100_000, 10));
+        assert_eq!((decoded.batch, decoded.context, decoded.prefilled), (1.5, 1_300.0, 500.0));
+        drop(first);
+        // An idle target: its time counts from the sending.
+        drop(second);
+        let mut third = Reservation::new(target.clone(), 10, 10, 900_000);
+        assert_eq!(third.first_token(900_500).unwrap().span_us, 500);
+        assert!(third.last_token(900_600, 1).is_none());
     }
 
     #[test]
@@ -136,16 +231,16 @@ mod tests {
             for _ in 0..3 {
                 scope.spawn(|| {
                     for i in 0..20_000u64 {
-                        let mut guard = Reservation::new(target.clone(), 7, 3);
+                        let mut guard = Reservation::new(target.clone(), 7, 3, i);
                         if i % 2 == 0 {
-                            guard.prefill_done();
+                            guard.first_token(i);
                         }
                     }
                 });
             }
             for _ in 0..20_000 {
                 let now = target.cells.counters.in_flight();
-                // A reader that was interrupted between two loads sees too much, never less than nothing.
+                // Every guard adds before it takes away, so no figure is ever less than nothing.
                 let all = [now.requests, now.prefilling, now.prefill_tokens, now.context_tokens];
                 assert!(all.iter().all(|&n| n < 1 << 63), "{now:?}");
             }

@@ -1,10 +1,10 @@
 //! Policies: each picks one of the eligible candidates.
 //!
-//! A policy is one file here and one line in [`PolicyName::policy`]. It sees only candidates that may be picked; the
-//! host filters before and reserves after.
+//! A policy is one file here and one line in `registry.rs`. It sees only candidates that may be picked; the host
+//! filters before and reserves after.
 
 mod least_request;
-mod name;
+mod marginal;
 mod prefix_cache;
 mod random;
 mod round_robin;
@@ -13,13 +13,19 @@ mod tests;
 
 use std::sync::Arc;
 
-pub use name::{PolicyName, UnknownPolicy};
+pub(crate) use least_request::LeastRequest;
+pub(crate) use marginal::Marginal;
+pub(crate) use prefix_cache::PrefixCache;
+pub(crate) use random::Random;
+pub(crate) use round_robin::RoundRobin;
 
-use crate::fleet::{Fleet, TargetEntry};
+use crate::fleet::{EngineFigures, Fleet, TargetEntry};
+use crate::registry::PolicyName;
+use crate::request::PlanRequest;
 use crate::rng::Rng;
 
 /// An eligible target with the figures of this decision.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Candidate {
     /// Which of the model's targets it is: see [`Decision::target`].
     pub number: u32,
@@ -29,29 +35,93 @@ pub struct Candidate {
     pub requests: u64,
     /// Requests of the gateways there that have no first token yet.
     pub prefilling: u64,
+    /// Uncached prompt tokens of those: what is still to be prefilled there, as reserved at the picks.
+    pub queued_tokens: u64,
+    /// The same as work of the target, as predicted at the picks, microseconds.
+    pub queued_us: u64,
+    /// Prompt tokens of the gateways' requests past their first token.
+    pub context_tokens: u64,
     /// Tokens in process there: uncached prompt tokens to prefill and context being decoded.
     pub tokens: u64,
 }
 
+impl Candidate {
+    /// Requests of the gateways there past their first token.
+    #[inline]
+    pub fn decoding(&self) -> u64 {
+        self.requests.saturating_sub(self.prefilling)
+    }
+}
+
 /// What a policy decides on.
 pub struct Decision<'a> {
+    /// The request.
+    pub request: &'a PlanRequest<'a>,
     /// Eligible targets, at least one.
     pub candidates: &'a [Candidate],
     /// The model's targets, eligible or not.
     pub targets: &'a [Arc<TargetEntry>],
-    /// Full blocks in the prompt.
-    pub prompt_blocks: u32,
     /// The fleet.
     pub fleet: &'a Fleet,
-    /// For ties.
-    pub rng: &'a mut Rng,
 }
 
-impl Decision<'_> {
+impl<'a> Decision<'a> {
     /// The target that a candidate stands for.
-    pub fn target(&self, candidate: &Candidate) -> &TargetEntry {
+    pub fn target(&self, candidate: &Candidate) -> &'a TargetEntry {
         &self.targets[candidate.number as usize]
     }
+
+    /// What the engine of a candidate reported last.
+    pub fn figures(&self, candidate: &Candidate) -> EngineFigures {
+        self.target(candidate).cells.load.read()
+    }
+
+    /// What the request's work at a candidate is predicted to take.
+    #[inline]
+    pub fn predict(&self, candidate: &Candidate) -> Predicted {
+        let cells = &self.target(candidate).cells;
+        let constants = cells.costs.read();
+        let uncached = self.request.uncached(candidate.cached_blocks);
+        let cached = self.request.prompt_tokens - uncached;
+        let own = constants.work(uncached as f32, cached as f32);
+        let (batch, context) = (candidate.decoding() as f32, candidate.context_tokens as f32);
+        let step = constants.decode_step(batch, context);
+        // What the target has done of its queue since it was last seen to advance.
+        let since = self.request.now_us.saturating_sub(cells.counters.progress_us()) as f32;
+        let queued = candidate.queued_us as f32;
+        let left = (queued - since * constants.prefill_share(step)).max(0.0);
+        let tokens = if queued > 0.0 { candidate.queued_tokens as f32 * (left / queued) } else { 0.0 };
+        Predicted {
+            own,
+            queue: left,
+            batch,
+            step,
+            step_after: constants.decode_step(batch + 1.0, context + self.request.prompt_tokens as f32),
+            ttft: constants.prefill_time(left + own, tokens + uncached as f32, step),
+        }
+    }
+
+    /// Full blocks in the prompt.
+    pub fn prompt_blocks(&self) -> u32 {
+        self.request.path.len() as u32
+    }
+}
+
+/// What a request's work at a target is predicted to take, microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Predicted {
+    /// The request's own prefill work.
+    pub own: f32,
+    /// Prefill work queued before it.
+    pub queue: f32,
+    /// Requests decoding there now, a count.
+    pub batch: f32,
+    /// A decode step now.
+    pub step: f32,
+    /// A decode step with this request in it.
+    pub step_after: f32,
+    /// Time to its first token.
+    pub ttft: f32,
 }
 
 /// A policy's answer.
@@ -63,73 +133,85 @@ pub struct Choice {
     pub reason: Reason,
 }
 
-/// Why a target was picked: a metric label and part of the explain record.
+/// A figure that no candidate's engine reports, by its name in documentation and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Reason {
-    /// Only one target was eligible.
-    OnlyCandidate,
-    /// Longest prefix, and not busy.
-    PrefixHit,
-    /// Longest prefix; all of its holders are busy, this one is near the mean load.
-    PrefixHitBusy,
-    /// No holder, or too little of the prompt is held: least tokens.
-    PrefixMiss,
-    /// All holders are overloaded: least tokens over all.
-    PrefixOverloaded,
-    /// The policy knows nothing else.
-    Turn,
-    /// Uniformly drawn.
-    Drawn,
-    /// Fewest requests.
-    LeastRequests,
-    /// The replicated state is too old: round robin.
-    Blind,
-}
+pub struct Missing(pub &'static str);
 
-impl Reason {
-    /// The metric label.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::OnlyCandidate => "only_candidate",
-            Self::PrefixHit => "prefix_hit",
-            Self::PrefixHitBusy => "prefix_hit_busy",
-            Self::PrefixMiss => "prefix_miss",
-            Self::PrefixOverloaded => "prefix_overloaded",
-            Self::Turn => "turn",
-            Self::Drawn => "drawn",
-            Self::LeastRequests => "least_requests",
-            Self::Blind => "blind",
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $variant:ident = $label:literal,)*) => {
+        /// Why a target was picked: a metric label and part of the explain record.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Reason { $($(#[$doc])* $variant,)* }
+
+        impl Reason {
+            /// The metric label.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $label,)* }
+            }
+
+            /// All reasons, for metrics registration.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
         }
-    }
-
-    /// All reasons, for metrics registration.
-    pub const ALL: [Self; 9] = [
-        Self::OnlyCandidate,
-        Self::PrefixHit,
-        Self::PrefixHitBusy,
-        Self::PrefixMiss,
-        Self::PrefixOverloaded,
-        Self::Turn,
-        Self::Drawn,
-        Self::LeastRequests,
-        Self::Blind,
-    ];
+    };
 }
 
-/// Picks one of the eligible candidates. Must not block, allocate or fail: a policy that lacks what it needs names
-/// another as [`Policy::fallback`].
-pub trait Policy: Sync {
+reasons! {
+    /// Only one target was eligible.
+    OnlyCandidate = "only_candidate",
+    /// Longest prefix, and not busy.
+    PrefixHit = "prefix_hit",
+    /// Longest prefix; all of its holders are busy, this one is near the mean load.
+    PrefixHitBusy = "prefix_hit_busy",
+    /// No holder, or too little of the prompt is held: least loaded.
+    PrefixMiss = "prefix_miss",
+    /// All holders are overloaded: least loaded over all.
+    PrefixOverloaded = "prefix_overloaded",
+    /// The policy knows nothing else.
+    Turn = "turn",
+    /// Uniformly drawn.
+    Drawn = "drawn",
+    /// Fewest requests.
+    LeastRequests = "least_requests",
+    /// Least of the policy's own measure of load.
+    LeastLoad = "least_load",
+    /// Least predicted cost.
+    LeastCost = "least_cost",
+    /// Highest score.
+    HighestScore = "highest_score",
+    /// Bound by a session or a key.
+    Bound = "bound",
+    /// The target that the key names is too busy or not eligible: the next one.
+    BoundElsewhere = "bound_elsewhere",
+    /// Loads are too uneven: the least loaded, whatever it holds.
+    Imbalance = "imbalance",
+    /// No target keeps the request's limits: the one that misses them least.
+    SloInfeasible = "slo_infeasible",
+    /// The replicated state is too old: round robin.
+    Blind = "blind",
+}
+
+/// Picks one of the eligible candidates. Must not block, allocate or panic.
+pub trait Policy: Send + Sync {
     /// Whether candidates need `cached_blocks`.
     fn wants_prefix(&self) -> bool {
         false
     }
 
-    /// Picks, or passes (`None`) to the fallback.
-    fn pick(&self, decision: &mut Decision<'_>) -> Option<Choice>;
+    /// Picks; `rng` is for ties.
+    ///
+    /// # Errors
+    /// The policy passes to its fallback, for want of the figure named or for another reason.
+    fn pick(&self, decision: &Decision<'_>, rng: &mut Rng) -> Result<Choice, Option<Missing>>;
+
+    /// The policy's measure of a candidate, least is best: for explain records and weighted sums. `None` where it has
+    /// none or lacks a figure.
+    fn value(&self, _decision: &Decision<'_>, _candidate: &Candidate) -> Option<f64> {
+        None
+    }
 
     /// The policy that decides when this one passes.
-    fn fallback(&self) -> PolicyName {
-        PolicyName::LeastRequest
+    fn fallback(&self) -> Option<PolicyName> {
+        Some(PolicyName::LeastRequest)
     }
 }
 
@@ -154,4 +236,19 @@ pub(crate) fn least<K: Ord + Copy>(
         skip -= usize::from(found && !here);
         here
     })
+}
+
+/// As [`least`] for a measure that is a float: what is not a number, or that `key` does not know, never wins; a
+/// negative measure counts as zero, so that a broken figure cannot attract. `None` when no candidate has a measure.
+pub(crate) fn least_f64(
+    candidates: &[Candidate],
+    rng: &mut Rng,
+    key: impl Fn(&Candidate) -> Option<f64>,
+) -> Option<usize> {
+    // Floats that are not negative compare as their bits do.
+    let bits = |c: &Candidate| match key(c) {
+        Some(value) if !value.is_nan() => value.max(0.0).to_bits(),
+        _ => u64::MAX,
+    };
+    least(candidates, rng, |_| true, bits).filter(|&index| bits(&candidates[index]) != u64::MAX)
 }

@@ -1,13 +1,8 @@
 //! `prefix-cache`.
 
-use super::{Choice, Decision, Policy, Reason, least};
-
-/// Below this share of the prompt's blocks, a match does not decide.
-const HIT_RATE: f64 = 0.5;
-/// A holder with this many requests before their first token, besides one, is busy.
-const WAITING: u64 = 2;
-/// A busy holder is still taken while its tokens are within this share above the mean.
-const TOLERANCE: f64 = 0.3;
+use super::{Candidate, Choice, Decision, Missing, Policy, Reason, least};
+use crate::rng::Rng;
+use crate::settings::{PrefixCacheSettings, Settings};
 
 /// The longest cached prefix, bounded by load.
 ///
@@ -16,32 +11,39 @@ const TOLERANCE: f64 = 0.3;
 /// in process is taken over all. Else the candidates with fewer than three requests before their first token are
 /// kept; if none is left, those whose tokens are at most 1.3 times the mean; if none is left, the target with the
 /// fewest tokens over all. Of the kept ones the fewest tokens win; ties are drawn.
-pub(super) struct PrefixCache;
+pub(crate) struct PrefixCache(PrefixCacheSettings);
+
+impl PrefixCache {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        Self(settings.prefix_cache)
+    }
+}
 
 impl Policy for PrefixCache {
     fn wants_prefix(&self) -> bool {
         true
     }
 
-    fn pick(&self, decision: &mut Decision<'_>) -> Option<Choice> {
+    fn pick(&self, decision: &Decision<'_>, rng: &mut Rng) -> Result<Choice, Option<Missing>> {
+        let PrefixCacheSettings { hit_rate, waiting, tolerance } = self.0;
         let candidates = decision.candidates;
-        let longest = candidates.iter().map(|c| c.cached_blocks).max()?;
-        if longest == 0 || f64::from(longest) < HIT_RATE * f64::from(decision.prompt_blocks) {
-            let index = least(candidates, decision.rng, |_| true, |c| c.tokens)?;
-            return Some(Choice { index, reason: Reason::PrefixMiss });
+        let longest = candidates.iter().map(|c| c.cached_blocks).max().ok_or(None)?;
+        if longest == 0 || f64::from(longest) < hit_rate * f64::from(decision.prompt_blocks()) {
+            let index = least(candidates, rng, |_| true, |c| c.tokens).ok_or(None)?;
+            return Ok(Choice { index, reason: Reason::PrefixMiss });
         }
-        let holds = |c: &super::Candidate| c.cached_blocks == longest;
-        let calm = |c: &super::Candidate| holds(c) && c.prefilling.saturating_sub(1) < WAITING;
-        if let Some(index) = least(candidates, decision.rng, calm, |c| c.tokens) {
-            return Some(Choice { index, reason: Reason::PrefixHit });
+        let holds = |c: &Candidate| c.cached_blocks == longest;
+        let calm = |c: &Candidate| holds(c) && c.prefilling.saturating_sub(1) < waiting;
+        if let Some(index) = least(candidates, rng, calm, |c| c.tokens) {
+            return Ok(Choice { index, reason: Reason::PrefixHit });
         }
         let total: u64 = candidates.iter().map(|c| c.tokens).fold(0, u64::saturating_add);
-        let bound = total as f64 / candidates.len() as f64 * (1.0 + TOLERANCE);
-        let near_mean = |c: &super::Candidate| holds(c) && c.tokens as f64 <= bound;
-        if let Some(index) = least(candidates, decision.rng, near_mean, |c| c.tokens) {
-            return Some(Choice { index, reason: Reason::PrefixHitBusy });
+        let bound = total as f64 / candidates.len() as f64 * (1.0 + tolerance);
+        let near_mean = |c: &Candidate| holds(c) && c.tokens as f64 <= bound;
+        if let Some(index) = least(candidates, rng, near_mean, |c| c.tokens) {
+            return Ok(Choice { index, reason: Reason::PrefixHitBusy });
         }
-        let index = least(candidates, decision.rng, |_| true, |c| c.tokens)?;
-        Some(Choice { index, reason: Reason::PrefixOverloaded })
+        let index = least(candidates, rng, |_| true, |c| c.tokens).ok_or(None)?;
+        Ok(Choice { index, reason: Reason::PrefixOverloaded })
     }
 }

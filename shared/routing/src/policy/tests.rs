@@ -8,7 +8,8 @@ use super::*;
 use crate::Rng;
 use crate::fleet::tests_support::{empty_fleet, entry};
 use crate::fleet::{Mode, Reservation};
-use crate::plan::{NoPlan, PlanRequest, Scratch, plan};
+use crate::plan::{NoPlan, Scratch, plan};
+use crate::{Settings, Strategy};
 
 fn candidates(rows: &[(u32, u64, u64)]) -> Vec<Candidate> {
     let row = |(number, &(cached_blocks, prefilling, tokens)): (usize, &(u32, u64, u64))| Candidate {
@@ -17,23 +18,29 @@ fn candidates(rows: &[(u32, u64, u64)]) -> Vec<Candidate> {
         requests: prefilling,
         prefilling,
         tokens,
+        ..Candidate::default()
     };
     rows.iter().enumerate().map(row).collect()
 }
 
-fn pick(policy: PolicyName, prompt_blocks: u32, rows: &[(u32, u64, u64)]) -> (usize, Reason) {
+fn strategy(name: PolicyName) -> &'static Strategy {
+    Box::leak(Box::new(Strategy::new(name, &Settings::default())))
+}
+
+fn pick(policy: PolicyName, prompt_blocks: usize, rows: &[(u32, u64, u64)]) -> (usize, Reason) {
     let fleet = empty_fleet();
     let candidates = candidates(rows);
-    let rng = &mut Rng::new(1);
-    let mut decision = Decision { candidates: &candidates, targets: &[], prompt_blocks, fleet: &fleet, rng };
-    let choice = policy.policy().pick(&mut decision).unwrap();
+    let path = vec![1; prompt_blocks];
+    let request = PlanRequest { path: &path, ..PlanRequest::new("m", strategy(policy)) };
+    let decision = Decision { request: &request, candidates: &candidates, targets: &[], fleet: &fleet };
+    let choice = request.strategy.policy().pick(&decision, &mut Rng::new(1)).unwrap();
     (choice.index, choice.reason)
 }
 
 #[test]
 fn prefix_cache_follows_its_rule() {
     // (cached blocks, requests in prefill, tokens) per target; prompt blocks; expected index and reason.
-    type Case = (&'static str, u32, &'static [(u32, u64, u64)], usize, Reason);
+    type Case = (&'static str, usize, &'static [(u32, u64, u64)], usize, Reason);
     let table: &[Case] = &[
         ("nothing cached: least tokens", 10, &[(0, 0, 5), (0, 0, 4), (0, 0, 9)], 1, Reason::PrefixMiss),
         ("less than half: least tokens", 10, &[(4, 0, 50), (0, 0, 4)], 1, Reason::PrefixMiss),
@@ -77,11 +84,10 @@ fn ties_spread_evenly() {
         let candidates = candidates(&[(0, 0, 0); 4]);
         let mut rng = Rng::new(3);
         let mut seen = [0; 4];
+        let request = PlanRequest { path: &[1; 4], ..PlanRequest::new("m", strategy(policy)) };
+        let d = Decision { request: &request, candidates: &candidates, targets: &[], fleet: &fleet };
         for _ in 0..4000 {
-            let rng = &mut rng;
-            let mut d =
-                Decision { candidates: &candidates, targets: &[], prompt_blocks: 4, fleet: &fleet, rng };
-            seen[policy.policy().pick(&mut d).unwrap().index] += 1;
+            seen[request.strategy.policy().pick(&d, &mut rng).unwrap().index] += 1;
         }
         assert!(seen.iter().all(|&n| (850..1150).contains(&n)), "{policy}: {seen:?}");
     }
@@ -90,14 +96,14 @@ fn ties_spread_evenly() {
 #[test]
 fn names_parse_back_and_unknown_ones_list_the_known() {
     for name in PolicyName::ALL {
-        assert_eq!(name.as_str().parse::<PolicyName>(), Ok(name));
+        assert_eq!(name.as_str().parse::<PolicyName>(), Ok(*name));
     }
     let error = "prefix_cache".parse::<PolicyName>().unwrap_err().to_string();
     assert!(error.contains("prefix_cache") && error.contains("round-robin"), "{error}");
 }
 
 fn request<'a>(policy: PolicyName, tried: &'a [Arc<crate::TargetEntry>]) -> PlanRequest<'a> {
-    PlanRequest { model: "m", path: &[], prompt_tokens: 100, block_tokens: 0, tried, policy, now_us: 10 }
+    PlanRequest { prompt_tokens: 100, tried, now_us: 10, ..PlanRequest::new("m", strategy(policy)) }
 }
 
 #[test]
@@ -192,9 +198,9 @@ fn blind_mode_goes_round_and_stale_mode_ignores_peers() {
     fleet.publish((0..2).map(|i| Some(entry(i, &format!("t{i}"), "m"))).collect());
     let table = fleet.table_full();
     let first = table.entries[0].clone().unwrap();
-    first.cells.set_peers(crate::InFlightSums { requests: 5, ..Default::default() });
+    first.cells.set_peers(crate::InFlightSums { requests: 5, ..Default::default() }, 1);
     let second = table.entries[1].clone().unwrap();
-    let _held = Reservation::new(second, 1, 1);
+    let _held = Reservation::new(second, 1, 1, 1);
     let mut scratch = Scratch::new(5);
     let mut go = || plan(&request(PolicyName::LeastRequest, &[]), &fleet, &mut scratch).unwrap();
     assert_eq!(go().target().id.slot, 1);
@@ -209,7 +215,7 @@ proptest! {
     #[test]
     fn no_policy_picks_a_filtered_target(
         ready in proptest::collection::vec(any::<bool>(), 1..12),
-        tried_mask in any::<u16>(), policy_index in 0usize..4, seed in any::<u64>(),
+        tried_mask in any::<u16>(), policy_index in 0..PolicyName::ALL.len(), seed in any::<u64>(),
     ) {
         let fleet = empty_fleet();
         let entries: Vec<_> = ready.iter().enumerate().map(|(i, &ready)| {

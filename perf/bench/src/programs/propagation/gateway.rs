@@ -158,7 +158,7 @@ fn reserve(shared: &Arc<Shared>, seconds: u64) -> String {
     let mut made = 0;
     while machine_us() < end {
         let in_flight = shared.in_flight.take(1);
-        let held = Reservation::new(target.clone(), 1, machine_us());
+        let held = Reservation::new(target.clone(), 1, machine_us(), 1);
         let path = Arc::default();
         shared.place(PlacementNote { target: target.id, path, space: HashSpace::Bytes, keep: None });
         made += 1;

@@ -1,0 +1,104 @@
+//! A policy made ready to decide: built once from its name and settings, used by every request that asks for it.
+
+use crate::policy::{Choice, Decision, Missing, Policy, Reason};
+use crate::registry::{PolicyName, UnknownPolicy};
+use crate::rng::Rng;
+use crate::settings::Settings;
+
+/// Most policies in a chain of fallbacks.
+const MOST_FALLBACKS: usize = 4;
+
+/// A policy with its settings and its fallbacks.
+pub struct Strategy {
+    label: Box<str>,
+    chain: Vec<(PolicyName, Box<dyn Policy>)>,
+    wants_prefix: bool,
+}
+
+/// What a strategy decided, and which policy of its chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Picked {
+    /// The policy's answer.
+    pub choice: Choice,
+    /// The policy that gave it: the strategy's own, or one it fell back to.
+    pub policy: PolicyName,
+    /// The figure for want of which a policy of the chain passed.
+    pub missing: Option<Missing>,
+}
+
+impl Strategy {
+    /// The policy of that name. `Weighted` and `Custom` have no policy by name; they give the default one.
+    pub fn new(name: PolicyName, settings: &Settings) -> Self {
+        let (name, policy) = match name.build(settings) {
+            Some(policy) => (name, policy),
+            None => (PolicyName::LeastRequest, Box::new(crate::policy::LeastRequest) as Box<dyn Policy>),
+        };
+        Self::from_parts(name.as_str(), name, policy, settings)
+    }
+
+    /// A policy of the embedder's own, shown as `label`.
+    pub fn custom(label: &str, policy: Box<dyn Policy>, settings: &Settings) -> Self {
+        Self::from_parts(label, PolicyName::Custom, policy, settings)
+    }
+
+    /// The strategy that a configuration or a header names.
+    ///
+    /// # Errors
+    /// The name is unknown.
+    pub fn parse(text: &str, settings: &Settings) -> Result<Self, UnknownPolicy> {
+        Ok(Self::new(text.trim().parse()?, settings))
+    }
+
+    fn from_parts(label: &str, name: PolicyName, policy: Box<dyn Policy>, settings: &Settings) -> Self {
+        let mut chain = vec![(name, policy)];
+        while chain.len() < MOST_FALLBACKS
+            && let Some((_, last)) = chain.last()
+            && let Some(next) = last.fallback()
+            && !chain.iter().any(|(name, _)| *name == next)
+            && let Some(policy) = next.build(settings)
+        {
+            chain.push((next, policy));
+        }
+        let wants_prefix = chain.iter().any(|(_, policy)| policy.wants_prefix());
+        Self { label: label.into(), chain, wants_prefix }
+    }
+
+    /// As it was asked for.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// The policy that decides unless it passes.
+    pub fn name(&self) -> PolicyName {
+        self.chain[0].0
+    }
+
+    /// The policy itself.
+    pub fn policy(&self) -> &dyn Policy {
+        &*self.chain[0].1
+    }
+
+    /// Whether any policy of the chain looks at cached prefixes.
+    pub fn wants_prefix(&self) -> bool {
+        self.wants_prefix
+    }
+
+    /// Picks one of the candidates, of which there must be one at least.
+    pub fn pick(&self, decision: &Decision<'_>, rng: &mut Rng) -> Picked {
+        let mut missing = None;
+        for (policy, code) in &self.chain {
+            match code.pick(decision, rng) {
+                Ok(choice) => return Picked { choice, policy: *policy, missing },
+                Err(why) => missing = missing.or(why),
+            }
+        }
+        let choice = Choice { index: rng.below(decision.candidates.len()), reason: Reason::Drawn };
+        Picked { choice, policy: PolicyName::Random, missing }
+    }
+}
+
+impl std::fmt::Debug for Strategy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Strategy").field(&self.label).finish()
+    }
+}
