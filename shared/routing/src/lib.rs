@@ -22,13 +22,13 @@ mod strategy;
 
 pub use cost::{Constants, CostCell, DecodeSeen, Learner, PrefillSeen};
 pub use fleet::{
-    Counters, EngineFigures, Fleet, InFlightSums, LoadCell, Mode, ModelCells, ModelEntry, Reservation,
-    TargetCells, TargetEntry, TargetTable,
+    Counters, EngineFigures, Fleet, InFlightSums, LoadCell, Mode, ModelCells, ModelEntry, Pressure,
+    Reservation, TargetCells, TargetEntry, TargetTable,
 };
 pub use plan::{NoPlan, Plan, Scratch, plan};
 pub use policy::{Candidate, Choice, Decision, Missing, Policy, Predicted, Reason};
 pub use registry::{PolicyName, UnknownPolicy};
 pub use request::{PlanRequest, Slo};
 pub use rng::Rng;
-pub use settings::{PrefixCacheSettings, Settings};
+pub use settings::{CostSettings, PrefixCacheSettings, Settings};
 pub use strategy::{Picked, Strategy};

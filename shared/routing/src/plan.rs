@@ -88,7 +88,8 @@ pub fn plan(request: &PlanRequest<'_>, fleet: &Fleet, scratch: &mut Scratch) -> 
         }
     }
     collect(request, model, mode, scratch)?;
-    let decision = Decision { request, candidates: &scratch.candidates, targets: &model.targets, fleet };
+    let candidates = &scratch.candidates;
+    let decision = Decision { request, candidates, targets: &model.targets, model: &model.cells, fleet };
     let picked = if mode == Mode::Blind {
         let mut picked = scratch.blind.pick(&decision, &mut scratch.rng);
         picked.choice.reason = Reason::Blind;
@@ -104,6 +105,14 @@ pub fn plan(request: &PlanRequest<'_>, fleet: &Fleet, scratch: &mut Scratch) -> 
     let target = &model.targets[candidate.number as usize];
     let cached_blocks = candidate.cached_blocks;
     let predicted_ttft_us = decision.predict(candidate).ttft as u32;
+    if wanted {
+        let held = scratch.candidates.iter().map(|c| c.cached_blocks).max().unwrap_or(0);
+        let tokens = match request.block_tokens {
+            0 => request.prompt_tokens as f32 / request.path.len() as f32,
+            tokens => tokens as f32,
+        };
+        model.cells.pressure.note(request.path, tokens, held, request.uncached(cached_blocks));
+    }
     let (prompt, uncached) = (u64::from(request.prompt_tokens), u64::from(request.uncached(cached_blocks)));
     let reservation = Reservation::new(target.clone(), prompt, uncached, request.now_us);
     let (reason, candidates) = (choice.reason, scratch.candidates.len());

@@ -49,6 +49,7 @@ use crate::policy as p;
 
 // Variant, name | other names, constructor.
 registry! {
+    Cost, "cost", |s| Box::new(p::Cost::new(s));
     PrefixCache, "prefix-cache", |s| Box::new(p::PrefixCache::new(s));
     LeastRequest, "least-request", |_| Box::new(p::LeastRequest);
     RoundRobin, "round-robin", |_| Box::new(p::RoundRobin);

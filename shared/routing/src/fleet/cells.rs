@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
+use super::pressure::Pressure;
 use super::reservation::Counters;
 use crate::cost::CostCell;
 
@@ -267,11 +268,13 @@ impl TargetCells {
 pub struct ModelCells {
     /// Bits of an f32: canonical prompt bytes per prompt token.
     bytes_per_token: AtomicU32,
+    /// Whether the caches of its targets miss room.
+    pub pressure: Pressure,
 }
 
 impl Default for ModelCells {
     fn default() -> Self {
-        Self { bytes_per_token: AtomicU32::new(4.0f32.to_bits()) }
+        Self { bytes_per_token: AtomicU32::new(4.0f32.to_bits()), pressure: Pressure::new() }
     }
 }
 

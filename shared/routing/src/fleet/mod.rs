@@ -1,12 +1,14 @@
 //! What a gateway knows of its fleet, in the form in which a decision reads it.
 
 mod cells;
+mod pressure;
 mod reservation;
 mod table;
 #[cfg(test)]
 pub(crate) mod tests_support;
 
 pub use cells::{EngineFigures, InFlightSums, LoadCell, Mode, ModelCells, TargetCells};
+pub use pressure::Pressure;
 pub use reservation::{Counters, Reservation};
 pub(crate) use table::Row;
 pub use table::{ModelEntry, TargetEntry, TargetTable};

@@ -3,6 +3,7 @@
 //! A policy is one file here and one line in `registry.rs`. It sees only candidates that may be picked; the host
 //! filters before and reserves after.
 
+mod cost;
 mod least_request;
 mod marginal;
 mod prefix_cache;
@@ -13,13 +14,14 @@ mod tests;
 
 use std::sync::Arc;
 
+pub(crate) use cost::Cost;
 pub(crate) use least_request::LeastRequest;
 pub(crate) use marginal::Marginal;
 pub(crate) use prefix_cache::PrefixCache;
 pub(crate) use random::Random;
 pub(crate) use round_robin::RoundRobin;
 
-use crate::fleet::{EngineFigures, Fleet, TargetEntry};
+use crate::fleet::{EngineFigures, Fleet, ModelCells, TargetEntry};
 use crate::registry::PolicyName;
 use crate::request::PlanRequest;
 use crate::rng::Rng;
@@ -61,6 +63,8 @@ pub struct Decision<'a> {
     pub candidates: &'a [Candidate],
     /// The model's targets, eligible or not.
     pub targets: &'a [Arc<TargetEntry>],
+    /// What was learnt about the model.
+    pub model: &'a ModelCells,
     /// The fleet.
     pub fleet: &'a Fleet,
 }

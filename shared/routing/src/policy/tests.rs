@@ -32,7 +32,9 @@ fn pick(policy: PolicyName, prompt_blocks: usize, rows: &[(u32, u64, u64)]) -> (
     let candidates = candidates(rows);
     let path = vec![1; prompt_blocks];
     let request = PlanRequest { path: &path, ..PlanRequest::new("m", strategy(policy)) };
-    let decision = Decision { request: &request, candidates: &candidates, targets: &[], fleet: &fleet };
+    let model = Default::default();
+    let decision =
+        Decision { request: &request, candidates: &candidates, targets: &[], model: &model, fleet: &fleet };
     let choice = request.strategy.policy().pick(&decision, &mut Rng::new(1)).unwrap();
     (choice.index, choice.reason)
 }
@@ -85,7 +87,14 @@ fn ties_spread_evenly() {
         let mut rng = Rng::new(3);
         let mut seen = [0; 4];
         let request = PlanRequest { path: &[1; 4], ..PlanRequest::new("m", strategy(policy)) };
-        let d = Decision { request: &request, candidates: &candidates, targets: &[], fleet: &fleet };
+        let model = Default::default();
+        let d = Decision {
+            request: &request,
+            candidates: &candidates,
+            targets: &[],
+            model: &model,
+            fleet: &fleet,
+        };
         for _ in 0..4000 {
             seen[request.strategy.policy().pick(&d, &mut rng).unwrap().index] += 1;
         }
