@@ -8,6 +8,7 @@ mod gateway;
 mod identity;
 mod load;
 mod out;
+mod replay;
 mod scheduler;
 mod signals;
 mod sim;
@@ -57,6 +58,8 @@ enum Command {
     Sim(sim::SimArgs),
     /// Send load to a gateway or engine and report latencies, errors and the cache hit ratio
     Load(load::LoadArgs),
+    /// Play a recorded trace through simulated engines in virtual time, and compare policies
+    Replay(replay::ReplayArgs),
     /// Check a configuration file and print what it means
     Check(check::CheckArgs),
     /// Make a certificate authority and identities for scheduler, gateways and agents
@@ -78,6 +81,7 @@ pub fn run() -> ExitCode {
         Command::Agent(args) => agent::run(args),
         Command::Sim(args) => sim::run(args),
         Command::Load(args) => load::run(args),
+        Command::Replay(args) => replay::run(args),
         Command::Check(args) => check::run(args),
         Command::Certs(args) => certs::run(args),
         Command::Status(args) => status::run(args),

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 const NIL: u32 = u32::MAX;
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Node {
     hash: u64,
     refs: u32,
@@ -19,7 +19,7 @@ struct Node {
 }
 
 /// Named and private blocks of one engine within a fixed number of places.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct BlockCache {
     capacity: u32,
     nodes: Vec<Node>,
@@ -55,6 +55,11 @@ impl BlockCache {
     /// Remembers the names given up from now on, for [`Self::take_evicted`].
     pub fn track(&mut self) {
         self.evicted.get_or_insert_default();
+    }
+
+    /// Remembers no names from now on.
+    pub fn untrack(&mut self) {
+        self.evicted = None;
     }
 
     /// The names given up since the last call, in order. They must be taken after every call that may evict.

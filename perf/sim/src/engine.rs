@@ -116,6 +116,7 @@ impl Engine {
             prefix_caching: options.prefix_caching,
             track: events.is_some(),
             tell_reused: options.kv_events.as_ref().is_some_and(|e| e.tell_reused),
+            sparse: false,
         });
         let started_unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
         let faults = options.faults.clone();

@@ -19,10 +19,12 @@ pub mod model;
 mod options;
 pub mod profile;
 pub mod prompt;
+pub mod replay;
 mod state;
 pub mod stats;
 pub mod text;
 pub mod tokenise;
+pub mod trace;
 
 pub use faults::{BadFaults, Faults, Garbage};
 pub use histogram::Histogram;

@@ -10,8 +10,7 @@ use crate::cache::BlockCache;
 use crate::events::Origin;
 use crate::profile::{Profile, StepWork};
 use crate::stats::Stats;
-use ahash::RandomState;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -32,9 +31,13 @@ pub struct ModelOptions {
     pub track: bool,
     /// Whether blocks found in the cache are told again as stored, as some engines do.
     pub tell_reused: bool,
+    /// Whether only first tokens and ends are told and nothing is counted in [`Model::stats`]: for replays, where each
+    /// token would cost entries that nobody reads.
+    pub sparse: bool,
 }
 
-/// Name of a sequence inside one engine.
+/// Name of a sequence inside one engine: never used twice. Its lower 32 bits are the sequence's place among those
+/// that wait or run: a small number, free again after its end.
 pub type SeqId = u64;
 
 /// What a sequence asks for.
@@ -102,19 +105,75 @@ pub struct Progress {
     pub finished: bool,
 }
 
-#[derive(Debug)]
+/// What a step reads of a sequence, apart from the rest, so that a batch is few cache lines.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    id: SeqId,
+    prompt: u32,
+    output: u32,
+    computed: u32,
+    emitted: u32,
+}
+
+#[derive(Clone, Debug)]
 struct Seq {
     spec: SeqSpec,
     running: bool,
     held: usize,
     private: u32,
-    computed: u32,
     cached: u32,
-    emitted: u32,
     arrived: f64,
     admitted: f64,
     first_token: f64,
     last_token: f64,
+}
+
+/// The sequences that wait or run, by place. The upper half of an id counts how often its place was taken.
+#[derive(Clone, Debug, Default)]
+struct Seqs {
+    paces: Vec<Pace>,
+    rest: Vec<Option<Seq>>,
+    spare: Vec<u32>,
+}
+
+impl Seqs {
+    fn insert(&mut self, seq: Seq) -> SeqId {
+        let (prompt, output) = (seq.spec.prompt_tokens, seq.spec.output_tokens);
+        let at = self.spare.pop().unwrap_or(self.rest.len() as u32);
+        let before = self.paces.get(at as usize).map_or(0, |pace| pace.id >> 32);
+        let id = (before + 1) << 32 | SeqId::from(at);
+        let pace = Pace { id, prompt, output, computed: 0, emitted: 0 };
+        if at as usize == self.rest.len() {
+            self.paces.push(pace);
+            self.rest.push(Some(seq));
+        } else {
+            self.paces[at as usize] = pace;
+            self.rest[at as usize] = Some(seq);
+        }
+        id
+    }
+
+    fn has(&self, id: SeqId) -> bool {
+        let at = place(id);
+        self.paces.get(at).is_some_and(|pace| pace.id == id) && self.rest[at].is_some()
+    }
+
+    fn get(&self, id: SeqId) -> Option<&Seq> {
+        if self.has(id) { self.rest[place(id)].as_ref() } else { None }
+    }
+
+    fn remove(&mut self, id: SeqId) -> Option<Seq> {
+        if !self.has(id) {
+            return None;
+        }
+        self.spare.push(place(id) as u32);
+        self.rest[place(id)].take()
+    }
+}
+
+/// The place of a sequence.
+fn place(id: SeqId) -> usize {
+    (id & 0xffff_ffff) as usize
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -123,16 +182,15 @@ struct Part {
     chunk: u32,
 }
 
-/// The state of one engine's scheduler and cache.
-#[derive(Debug)]
+/// The state of one engine's scheduler and cache. A clone goes on by itself.
+#[derive(Clone, Debug)]
 pub struct Model {
     options: ModelOptions,
     cache: BlockCache,
-    seqs: HashMap<SeqId, Seq, RandomState>,
+    seqs: Seqs,
     waiting: VecDeque<SeqId>,
     running: Vec<SeqId>,
     step: Vec<Part>,
-    next_id: SeqId,
     stats: Stats,
     changes: Vec<CacheChange>,
 }
@@ -140,6 +198,7 @@ pub struct Model {
 impl Model {
     /// An idle engine.
     pub fn new(options: ModelOptions) -> Self {
+        let stats = if options.sparse { Stats::silent() } else { Stats::new() };
         let mut cache = BlockCache::new(options.kv_blocks);
         if options.track {
             cache.track();
@@ -147,12 +206,11 @@ impl Model {
         Self {
             options,
             cache,
-            seqs: HashMap::default(),
+            seqs: Seqs::default(),
             waiting: VecDeque::new(),
             running: Vec::new(),
             step: Vec::new(),
-            next_id: 1,
-            stats: Stats::new(),
+            stats,
             changes: Vec::new(),
         }
     }
@@ -182,6 +240,18 @@ impl Model {
     /// each step.
     pub fn take_changes(&mut self) -> Vec<CacheChange> {
         std::mem::take(&mut self.changes)
+    }
+
+    /// Keeps no changes from now on, as in a copy that is only tried out.
+    pub fn untrack(&mut self) {
+        self.options.track = false;
+        self.cache.untrack();
+        self.changes = Vec::new();
+    }
+
+    /// The sequences here: those that run, then those that wait, each in order of arrival.
+    pub fn ids(&self) -> impl Iterator<Item = SeqId> {
+        self.running.iter().chain(&self.waiting).copied()
     }
 
     fn note_evicted(&mut self) {
@@ -217,7 +287,7 @@ impl Model {
     pub fn waiting_uncached_tokens(&self) -> u64 {
         self.waiting
             .iter()
-            .filter_map(|id| self.seqs.get(id))
+            .filter_map(|id| self.seqs.get(*id))
             .map(|s| u64::from(s.spec.prompt_tokens - self.lookup(&s.spec).1))
             .sum()
     }
@@ -237,29 +307,25 @@ impl Model {
     /// Enters a sequence at the end of the queue.
     pub fn submit(&mut self, spec: SeqSpec, now: f64) -> Result<SeqId, Refused> {
         self.check(&spec, 1)?;
-        let id = self.next_id;
-        self.next_id += 1;
         let seq = Seq {
             spec,
             running: false,
             held: 0,
             private: 0,
-            computed: 0,
             cached: 0,
-            emitted: 0,
             arrived: now,
             admitted: now,
             first_token: now,
             last_token: now,
         };
-        self.seqs.insert(id, seq);
+        let id = self.seqs.insert(seq);
         self.waiting.push_back(id);
         Ok(id)
     }
 
     /// Ends a sequence early. Returns whether there was one.
     pub fn abort(&mut self, id: SeqId) -> bool {
-        let Some(seq) = self.seqs.remove(&id) else { return false };
+        let Some(seq) = self.seqs.remove(id) else { return false };
         if seq.running {
             self.cache.release(&seq.spec.path[..seq.held], seq.private);
             self.running.retain(|r| *r != id);
@@ -275,24 +341,22 @@ impl Model {
         self.step.clear();
         let mut budget = self.options.profile.token_budget;
         let mut work = StepWork::default();
-        for id in &self.running {
+        for &id in &self.running {
             if budget == 0 {
                 break;
             }
-            let Some(seq) = self.seqs.get(id) else { continue };
-            let part = plan(*id, seq, &mut budget, &mut work);
+            let part = plan(&self.seqs.paces[place(id)], &mut budget, &mut work);
             self.step.push(part);
         }
         while budget > 0 && self.running.len() < self.options.profile.max_running as usize {
             let Some(&id) = self.waiting.front() else { break };
-            let Some(seq) = self.seqs.get(&id) else {
+            let Some(seq) = self.seqs.get(id) else {
                 self.waiting.pop_front();
                 continue;
             };
             let (blocks, tokens) = self.lookup(&seq.spec);
             let fresh = self.blocks_for(&seq.spec) as u32 - blocks as u32;
-            let path = Arc::clone(&seq.spec.path);
-            if !self.cache.admit(&path, blocks, fresh) {
+            if !self.cache.admit(&seq.spec.path, blocks, fresh) {
                 break;
             }
             self.changes.extend(self.cache.take_evicted().map(CacheChange::Removed));
@@ -301,19 +365,21 @@ impl Model {
                 && self.options.tell_reused
                 && let Some(origin) = seq.spec.origin.clone()
             {
-                self.changes.push(CacheChange::Stored { path: Arc::clone(&path), blocks: 0..blocks, origin });
+                let path = Arc::clone(&seq.spec.path);
+                self.changes.push(CacheChange::Stored { path, blocks: 0..blocks, origin });
             }
             self.waiting.pop_front();
-            let Some(seq) = self.seqs.get_mut(&id) else { break };
+            let Some(seq) = &mut self.seqs.rest[place(id)] else { break };
+            let pace = &mut self.seqs.paces[place(id)];
             seq.running = true;
             seq.held = blocks;
             seq.private = fresh;
-            seq.computed = tokens;
+            pace.computed = tokens;
             seq.cached = tokens;
             seq.admitted = now;
             self.stats.admitted(seq.spec.prompt_tokens, tokens, now - seq.arrived);
             self.running.push(id);
-            let part = plan(id, seq, &mut budget, &mut work);
+            let part = plan(pace, &mut budget, &mut work);
             self.step.push(part);
         }
         if self.step.is_empty() {
@@ -322,58 +388,62 @@ impl Model {
         Some(self.options.profile.step_seconds(&work))
     }
 
-    /// Applies the step begun last and appends what became of each of its sequences to `out`. Sequences aborted
-    /// meanwhile are passed over.
+    /// Applies the step begun last and appends what became of each of its sequences to `out`; with
+    /// [`ModelOptions::sparse`], of those alone that have their first token or have ended. Sequences aborted meanwhile
+    /// are passed over.
     pub fn end_step(&mut self, now: f64, out: &mut Vec<Progress>) {
-        let mut step = std::mem::take(&mut self.step);
+        let step = std::mem::take(&mut self.step);
+        let sparse = self.options.sparse;
         let (mut tokens, mut ended) = (0u64, false);
         for part in &step {
-            let Some(seq) = self.seqs.get_mut(&part.id) else { continue };
-            let spec = &seq.spec;
+            let at = place(part.id);
+            let pace = &mut self.seqs.paces[at];
+            // The place may be free, or another's, after an abort.
+            if pace.id != part.id {
+                continue;
+            }
+            let decoding = pace.computed >= pace.prompt;
+            if decoding && sparse && pace.emitted + 1 < pace.output {
+                pace.emitted += 1;
+                continue;
+            }
+            let Some(seq) = &mut self.seqs.rest[at] else { continue };
             tokens += u64::from(part.chunk);
-            if seq.computed < spec.prompt_tokens {
-                seq.computed += part.chunk;
-                let full = ((seq.computed / self.options.block_tokens) as usize).min(spec.path.len());
-                if self.options.prefix_caching {
-                    for at in seq.held..full.max(seq.held) {
-                        let new = self.cache.publish(spec.path[at]);
-                        seq.private -= 1;
-                        seq.held += 1;
-                        if let Some(origin) = spec.origin.as_ref().filter(|_| new && self.options.track) {
-                            stored(&mut self.changes, &spec.path, at, origin);
-                        }
-                    }
-                }
-                if seq.computed < spec.prompt_tokens {
+            if !decoding {
+                pace.computed += part.chunk;
+                let computed = pace.computed;
+                publish(seq, computed, &self.options, &mut self.cache, &mut self.changes);
+                if pace.computed < pace.prompt {
                     continue;
                 }
-                self.stats.prefilled(spec.prompt_tokens, seq.cached);
+                self.stats.prefilled(pace.prompt, seq.cached);
                 seq.first_token = now;
-                if spec.output_tokens > 0 {
-                    seq.emitted = 1;
+                if pace.output > 0 {
+                    pace.emitted = 1;
                     self.stats.first_token(now - seq.arrived);
                 }
             } else {
-                seq.emitted += 1;
+                pace.emitted += 1;
                 self.stats.next_token(now - seq.last_token);
             }
             seq.last_token = now;
-            let finished = seq.emitted >= spec.output_tokens;
-            out.push(Progress { id: part.id, emitted: seq.emitted, cached: seq.cached, finished });
+            let emitted = pace.emitted;
+            let finished = emitted >= pace.output;
+            out.push(Progress { id: part.id, emitted, cached: seq.cached, finished });
             if finished {
                 ended = true;
-                self.cache.release(&spec.path[..seq.held], seq.private);
-                self.stats.finished(spec, seq.emitted, [seq.arrived, seq.admitted, seq.first_token, now]);
-                self.seqs.remove(&part.id);
+                self.cache.release(&seq.spec.path[..seq.held], seq.private);
+                self.stats.finished(&seq.spec, emitted, [seq.arrived, seq.admitted, seq.first_token, now]);
+                self.seqs.remove(part.id);
             }
         }
         if ended {
             let seqs = &self.seqs;
-            self.running.retain(|id| seqs.contains_key(id));
+            self.running.retain(|id| seqs.has(*id));
         }
         self.stats.step(tokens);
-        step.clear();
         self.step = step;
+        self.step.clear();
     }
 
     fn blocks_for(&self, spec: &SeqSpec) -> u64 {
@@ -392,6 +462,29 @@ impl Model {
     }
 }
 
+/// Names the blocks of a prompt that have been computed whole.
+fn publish(
+    seq: &mut Seq,
+    computed: u32,
+    options: &ModelOptions,
+    cache: &mut BlockCache,
+    changes: &mut Vec<CacheChange>,
+) {
+    if !options.prefix_caching {
+        return;
+    }
+    let path = &seq.spec.path;
+    let full = ((computed / options.block_tokens) as usize).min(path.len());
+    for at in seq.held..full.max(seq.held) {
+        let new = cache.publish(path[at]);
+        seq.private -= 1;
+        seq.held += 1;
+        if let Some(origin) = seq.spec.origin.as_ref().filter(|_| new && options.track) {
+            stored(changes, path, at, origin);
+        }
+    }
+}
+
 /// Notes that a block was stored, together with the one before it where that was stored just before.
 fn stored(changes: &mut Vec<CacheChange>, path: &Arc<[u64]>, at: usize, origin: &Arc<Origin>) {
     if let Some(CacheChange::Stored { path: last, blocks, .. }) = changes.last_mut()
@@ -405,19 +498,19 @@ fn stored(changes: &mut Vec<CacheChange>, path: &Arc<[u64]>, at: usize, origin: 
     changes.push(CacheChange::Stored { path, blocks: at..at + 1, origin });
 }
 
-fn plan(id: SeqId, seq: &Seq, budget: &mut u32, work: &mut StepWork) -> Part {
+fn plan(pace: &Pace, budget: &mut u32, work: &mut StepWork) -> Part {
     work.sequences += 1;
-    let left = seq.spec.prompt_tokens.saturating_sub(seq.computed);
+    let left = pace.prompt.saturating_sub(pace.computed);
     if left == 0 {
         *budget -= 1;
-        work.decode_context += u64::from(seq.spec.prompt_tokens) + u64::from(seq.emitted);
-        return Part { id, chunk: 1 };
+        work.decode_context += u64::from(pace.prompt) + u64::from(pace.emitted);
+        return Part { id: pace.id, chunk: 1 };
     }
     let chunk = left.min(*budget);
     *budget -= chunk;
     work.prefill_tokens += u64::from(chunk);
-    work.attended += f64::from(chunk) * (f64::from(seq.computed) + f64::from(chunk) / 2.0);
-    Part { id, chunk }
+    work.attended += f64::from(chunk) * (f64::from(pace.computed) + f64::from(chunk) / 2.0);
+    Part { id: pace.id, chunk }
 }
 
 #[cfg(test)]

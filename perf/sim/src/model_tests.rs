@@ -1,4 +1,5 @@
 use super::*;
+use std::collections::HashMap;
 
 fn options(blocks: u32) -> ModelOptions {
     ModelOptions {
@@ -9,6 +10,7 @@ fn options(blocks: u32) -> ModelOptions {
         prefix_caching: true,
         track: false,
         tell_reused: false,
+        sparse: false,
     }
 }
 

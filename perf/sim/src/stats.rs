@@ -33,14 +33,25 @@ pub struct Stats {
     pub prefill: Histogram,
     pub decode: Histogram,
     pub inference: Histogram,
+    silent: bool,
 }
 
 impl Stats {
     /// All zero.
     pub fn new() -> Self {
-        let tokens = || Histogram::new(histogram::REQUEST_TOKENS);
-        let seconds = || Histogram::new(histogram::REQUEST_SECONDS);
-        let between = || Histogram::new(histogram::BETWEEN_TOKENS);
+        Self::build(false)
+    }
+
+    /// Counts nothing but aborted and rejected requests, and is cheap to clone.
+    pub(crate) fn silent() -> Self {
+        Self::build(true)
+    }
+
+    fn build(silent: bool) -> Self {
+        let histogram = |bounds| Histogram::new(if silent { &[] } else { bounds });
+        let tokens = || histogram(histogram::REQUEST_TOKENS);
+        let seconds = || histogram(histogram::REQUEST_SECONDS);
+        let between = || histogram(histogram::BETWEEN_TOKENS);
         Self {
             prompt_tokens: 0,
             cached_prompt_tokens: 0,
@@ -56,11 +67,11 @@ impl Stats {
             request_prompt_tokens: tokens(),
             request_generation_tokens: tokens(),
             request_max_tokens: tokens(),
-            request_n: Histogram::new(histogram::SMALL),
+            request_n: histogram(histogram::SMALL),
             request_computed_tokens: tokens(),
-            request_preemptions: Histogram::new(histogram::SMALL),
-            step_tokens: Histogram::new(histogram::STEP_TOKENS),
-            ttft: Histogram::new(histogram::FIRST_TOKEN),
+            request_preemptions: histogram(histogram::SMALL),
+            step_tokens: histogram(histogram::STEP_TOKENS),
+            ttft: histogram(histogram::FIRST_TOKEN),
             inter_token: between(),
             tpot: between(),
             e2e: seconds(),
@@ -68,10 +79,14 @@ impl Stats {
             prefill: seconds(),
             decode: seconds(),
             inference: seconds(),
+            silent,
         }
     }
 
     pub(crate) fn admitted(&mut self, prompt: u32, cached: u32, waited: f64) {
+        if self.silent {
+            return;
+        }
         self.cache_queries += u64::from(prompt);
         self.cache_hits += u64::from(cached);
         self.last_hit_rate = f64::from(cached) / f64::from(prompt.max(1));
@@ -79,28 +94,43 @@ impl Stats {
     }
 
     pub(crate) fn prefilled(&mut self, prompt: u32, cached: u32) {
+        if self.silent {
+            return;
+        }
         self.prompt_tokens += u64::from(prompt);
         self.cached_prompt_tokens += u64::from(cached);
         self.request_computed_tokens.observe(f64::from(prompt - cached));
     }
 
     pub(crate) fn first_token(&mut self, after: f64) {
+        if self.silent {
+            return;
+        }
         self.generation_tokens += 1;
         self.ttft.observe(after);
     }
 
     pub(crate) fn next_token(&mut self, after: f64) {
+        if self.silent {
+            return;
+        }
         self.generation_tokens += 1;
         self.inter_token.observe(after);
     }
 
     pub(crate) fn step(&mut self, tokens: u64) {
+        if self.silent {
+            return;
+        }
         self.steps += 1;
         self.step_tokens.observe(tokens as f64);
     }
 
     /// `times`: arrival, admission, first token, end.
     pub(crate) fn finished(&mut self, spec: &SeqSpec, emitted: u32, times: [f64; 4]) {
+        if self.silent {
+            return;
+        }
         let [arrived, admitted, first, end] = times;
         self.request_prompt_tokens.observe(f64::from(spec.prompt_tokens));
         self.request_generation_tokens.observe(f64::from(emitted));

@@ -26,8 +26,8 @@ mod truth;
 
 pub use clock::ClockMap;
 pub use replica::{
-    CacheAnswer, EngineView, Outgoing, Readers, Replica, ReplicaConfig, ReplicaError, ReplicaSink,
-    ReplicaStats, ReplicaStatus, ReservationSource, Trust,
+    CHORES_US, CONFIRM, CacheAnswer, EngineView, Entry as OverlayEntry, Outgoing, Overlay, Readers, Replica,
+    ReplicaConfig, ReplicaError, ReplicaSink, ReplicaStats, ReplicaStatus, ReservationSource, Trust,
 };
 pub use truth::{Output, TargetView, Truth, TruthConfig, TruthStats};
 

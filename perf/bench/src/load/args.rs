@@ -1,6 +1,6 @@
 //! The options of `fairlead load`.
 
-use super::trace::{Take, Trace};
+use fairlead_sim::trace::{Take, Trace};
 use std::path::PathBuf;
 
 /// Load on an OpenAI-compatible endpoint.

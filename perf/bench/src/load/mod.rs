@@ -16,11 +16,10 @@ mod client;
 mod report;
 mod run;
 mod sse;
-mod trace;
 mod workload;
 
 pub use args::{BadArgs, LoadArgs};
 pub use bound::InfiniteCache;
+pub use fairlead_sim::trace::TraceError;
 pub use report::{Quantiles, Report, Second};
 pub use run::{LoadError, run};
-pub use trace::TraceError;

@@ -2,8 +2,8 @@
 
 use super::args::LoadArgs;
 use super::bound::InfiniteCache;
-use super::trace::{Frame, Trace, Writer};
 use crate::rng::Rng;
+use fairlead_sim::trace::{Frame, Trace, Writer};
 use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;

@@ -139,6 +139,7 @@ proptest! {
         let mut model = Model::new(ModelOptions {
             profile, block_tokens: BLOCK, kv_blocks: blocks, max_waiting: 100, prefix_caching: true, track: true,
             tell_reused: retold,
+            sparse: false,
         });
         let (mut listener, mut ids, mut progress, mut now) = (Listener::default(), Vec::new(), Vec::new(), 0.0);
         for (op, family, tokens, output, salt) in ops {

@@ -55,7 +55,7 @@ use fairlead_wire::{Frame, Message, TargetId};
 use crate::ClockMap;
 pub use feedback::CacheAnswer;
 use load::Peers;
-use overlay::Overlay;
+pub use overlay::{Entry, Overlay};
 pub use send::Outgoing;
 pub use sink::{EngineView, ReplicaSink, ReservationSource, Trust};
 use table::Table;
@@ -69,7 +69,9 @@ const TOUCH_US: u64 = 1_000_000;
 /// Known paths whose use is told at most once an interval; of more, every use is told.
 const MAX_TOUCHED: usize = 1 << 16;
 /// Overlay entries looked up in the live tree at a time.
-const CONFIRM: usize = 256;
+pub const CONFIRM: usize = 256;
+/// Interval at which the overlay is looked through, microseconds.
+pub const CHORES_US: u64 = 100_000;
 
 /// A link to a scheduler.
 struct Link {
@@ -373,7 +375,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
             self.sample();
         }
         if now_us >= self.next_chores_us {
-            self.next_chores_us = now_us + 100_000;
+            self.next_chores_us = now_us + CHORES_US;
             self.chores();
         }
         self.publish();

@@ -18,18 +18,24 @@ const BLOCK_BYTES: usize = 56;
 /// Bytes charged per entry.
 const ENTRY_BYTES: usize = 128;
 
+/// A placement.
 #[derive(Debug)]
-pub(crate) struct Entry {
-    pub(crate) target: TargetId,
-    pub(crate) path: Box<[u64]>,
-    pub(crate) space: HashSpace,
+pub struct Entry {
+    /// Where the prompt was sent.
+    pub target: TargetId,
+    /// Its blocks.
+    pub path: Box<[u64]>,
+    /// What they are made of.
+    pub space: HashSpace,
     expires_us: u64,
     /// `expires_us` when it was put where it is in the order.
     placed_us: u64,
 }
 
-pub(crate) struct Overlay {
-    pub(crate) tree: Writer,
+/// See the module's documentation.
+pub struct Overlay {
+    /// What readers look up.
+    pub tree: Writer,
     entries: AHashMap<u64, Entry>,
     order: VecDeque<u64>,
     next_id: u64,
@@ -41,11 +47,12 @@ pub(crate) struct Overlay {
     max_bytes: usize,
     keep_us: u64,
     /// Entries given up for want of room.
-    pub(crate) crowded: u64,
+    pub crowded: u64,
 }
 
 impl Overlay {
-    pub(crate) fn new(tree: Writer, max_bytes: usize, keep_us: u64) -> Self {
+    /// An empty overlay in `tree`, whose targets the caller binds; entries count for `keep_us` microseconds.
+    pub fn new(tree: Writer, max_bytes: usize, keep_us: u64) -> Self {
         Self {
             tree,
             entries: AHashMap::new(),
@@ -60,7 +67,8 @@ impl Overlay {
         }
     }
 
-    pub(crate) fn add(&mut self, target: TargetId, space: HashSpace, path: &[u64], now_us: u64) {
+    /// A prompt has been sent to a target.
+    pub fn add(&mut self, target: TargetId, space: HashSpace, path: &[u64], now_us: u64) {
         let Some(&end) = path.last() else { return };
         let size = size_of_entry(path);
         if size > self.max_bytes {
@@ -100,7 +108,7 @@ impl Overlay {
     }
 
     /// The truth says that the target holds the path that ends with `end`.
-    pub(crate) fn confirm(&mut self, slot: Slot, end: u64) {
+    pub fn confirm(&mut self, slot: Slot, end: u64) {
         if let Some(&id) = self.ends.get(&(slot, end)) {
             self.remove(id);
         }
@@ -108,7 +116,7 @@ impl Overlay {
 
     /// Takes out what `held` says the truth has, among the oldest `limit` entries. For confirmations that do not name
     /// the path's end: the blocks were there, only the holder was new.
-    pub(crate) fn confirm_by(&mut self, limit: usize, mut held: impl FnMut(TargetId, &[u64]) -> bool) {
+    pub fn confirm_by(&mut self, limit: usize, mut held: impl FnMut(TargetId, &[u64]) -> bool) {
         let done: Vec<u64> = self
             .ids()
             .take(limit)
@@ -121,13 +129,13 @@ impl Overlay {
     }
 
     /// The request of that placement failed. Whether there was such a placement.
-    pub(crate) fn withdraw(&mut self, target: TargetId, path: &[u64]) -> bool {
+    pub fn withdraw(&mut self, target: TargetId, path: &[u64]) -> bool {
         let id = path.last().and_then(|&end| self.ends.get(&(target.slot, end)).copied());
         id.is_some_and(|id| self.remove(id))
     }
 
     /// Takes out what is too old.
-    pub(crate) fn expire(&mut self, now_us: u64) {
+    pub fn expire(&mut self, now_us: u64) {
         self.trim();
         while let Some(id) = self.order.front().copied() {
             match self.entries.get_mut(&id) {
@@ -148,14 +156,14 @@ impl Overlay {
     }
 
     /// Gives every entry its full time: they have just been sent again.
-    pub(crate) fn renew(&mut self, now_us: u64) {
+    pub fn renew(&mut self, now_us: u64) {
         for entry in self.entries.values_mut() {
             entry.expires_us = now_us + self.keep_us;
         }
     }
 
     /// Forgets a target that is gone.
-    pub(crate) fn drop_target(&mut self, slot: Slot) {
+    pub fn drop_target(&mut self, slot: Slot) {
         let gone: Vec<u64> =
             self.ids().filter(|id| self.get(*id).is_some_and(|e| e.target.slot == slot)).collect();
         for id in gone {
@@ -165,19 +173,27 @@ impl Overlay {
     }
 
     /// Entries, oldest first.
-    pub(crate) fn ids(&self) -> impl Iterator<Item = u64> + '_ {
+    pub fn ids(&self) -> impl Iterator<Item = u64> + '_ {
         self.order.iter().copied()
     }
 
-    pub(crate) fn get(&self, id: u64) -> Option<&Entry> {
+    /// The entry of that number.
+    pub fn get(&self, id: u64) -> Option<&Entry> {
         self.entries.get(&id)
     }
 
-    pub(crate) fn len(&self) -> usize {
+    /// Number of entries.
+    pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    pub(crate) fn bytes(&self) -> usize {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Bytes charged.
+    pub fn bytes(&self) -> usize {
         self.bytes
     }
 

@@ -8,8 +8,8 @@
 //! has the length of the trace and its blocks begin where the trace's do.
 
 use super::Ask;
-use fairlead_sim::prompt::{self, Api};
-use fairlead_sim::text::{mix, word};
+use crate::prompt::{self, Api};
+use crate::text::{mix, word};
 
 /// Bytes of a word.
 const WORD: usize = 4;
@@ -20,8 +20,10 @@ const LEAD: u32 = 3;
 
 /// How many bytes a chat template of one user message puts before and behind it, as simulated engines count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Frame {
+pub struct Frame {
+    /// Bytes before the message.
     pub before: usize,
+    /// Bytes behind it.
     pub behind: usize,
 }
 
@@ -38,11 +40,12 @@ impl Frame {
 
 /// Writes the requests of one session.
 #[derive(Debug)]
-pub(crate) struct Writer {
+pub struct Writer {
     /// Tokens in a block of the trace.
     pub block_tokens: u32,
     /// Bytes of text per token.
     pub token_bytes: u32,
+    /// What the engine's template adds.
     pub frame: Frame,
     /// Keeps the texts of runs with different seeds apart.
     pub seed: u64,
@@ -50,6 +53,7 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
+    /// A writer for one session.
     pub fn new(block_tokens: u32, token_bytes: u32, frame: Frame, seed: u64) -> Self {
         Self { block_tokens, token_bytes, frame, seed, path: Vec::new() }
     }

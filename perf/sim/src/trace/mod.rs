@@ -17,7 +17,7 @@
 
 mod text;
 
-pub(crate) use text::{Frame, Writer};
+pub use text::{Frame, Writer};
 
 use flate2::read::MultiGzDecoder;
 use serde::Deserialize;
@@ -29,6 +29,8 @@ use std::time::Duration;
 
 /// Longest slot that requests of equal time are spread over, seconds.
 const SLOT: f64 = 3.0;
+/// Tokens in a block of a coding session.
+const SESSION_BLOCK: u32 = 512;
 /// Longest file, bytes after decompression.
 const MAX_FILE: u64 = 4 << 30;
 /// Longest line, bytes.
@@ -71,7 +73,7 @@ pub enum TraceError {
 
 /// One request of a trace.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Ask {
+pub struct Ask {
     /// Prompt, tokens.
     pub input: u32,
     /// Answer, tokens.
@@ -86,16 +88,20 @@ pub(crate) struct Ask {
 
 /// Requests that follow each other.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Talk {
+pub struct Talk {
     /// Seconds from the start of the trace; `None` where sessions start when the player likes.
     pub at: Option<f64>,
+    /// Leading blocks, of tools and system prompt, that other sessions have too where theirs are the same; 0 where the
+    /// trace does not say.
+    pub prefix: u32,
     /// In order; at least one.
     pub asks: Vec<Ask>,
 }
 
 /// A trace in memory.
 #[derive(Debug)]
-pub(crate) struct Trace {
+pub struct Trace {
+    /// In the order of their times.
     pub talks: Vec<Talk>,
     /// Requests left out for their length.
     pub left_out: u64,
@@ -103,7 +109,7 @@ pub(crate) struct Trace {
 
 /// What to take of a trace.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Take {
+pub struct Take {
     /// The first so many requests.
     pub requests: u64,
     /// Those with prompts up to so many tokens.
@@ -222,6 +228,10 @@ enum Line {
         hash_ids: Vec<u64>,
     },
     Session {
+        #[serde(default)]
+        tool: u32,
+        #[serde(default)]
+        sys: u32,
         r: Vec<Row>,
     },
 }
@@ -239,9 +249,9 @@ fn json_line(text: &[u8]) -> Result<Talk, String> {
         Line::Mooncake { timestamp, input_length, output_length, hash_ids } => {
             let at = seconds("timestamp", timestamp / 1e3)?;
             let ask = ask(input_length, output_length, 0.0, 0, runs(&hash_ids))?;
-            Ok(Talk { at: Some(at), asks: vec![ask] })
+            Ok(Talk { at: Some(at), prefix: 0, asks: vec![ask] })
         }
-        Line::Session { r } => {
+        Line::Session { tool, sys, r } => {
             let (mut asks, mut path) = (Vec::with_capacity(r.len()), 0u64);
             for (i, (_, input, output, think, _, _, shared, fresh)) in r.into_iter().enumerate() {
                 if u64::from(shared) > path {
@@ -254,7 +264,7 @@ fn json_line(text: &[u8]) -> Result<Talk, String> {
                 let think = seconds("think_s", think)?;
                 asks.push(ask(input, output, think, shared, fresh.into_boxed_slice())?);
             }
-            Ok(Talk { at: None, asks })
+            Ok(Talk { at: None, prefix: tool.saturating_add(sys) / SESSION_BLOCK, asks })
         }
     }
 }
@@ -298,7 +308,7 @@ fn csv_line(text: &[u8], number: u64, epoch: &mut Option<f64>) -> Result<Option<
     let tokens = |s: &str| s.parse::<u32>().map_err(|_| format!("{s:?} is not a number of tokens"));
     let from_first = at - *epoch.get_or_insert(at);
     let ask = ask(tokens(input)?, tokens(output)?, 0.0, 0, Box::default())?;
-    Ok(Some(Talk { at: Some(from_first), asks: vec![ask] }))
+    Ok(Some(Talk { at: Some(from_first), prefix: 0, asks: vec![ask] }))
 }
 
 /// Seconds of `YYYY-MM-DD HH:MM:SS.fff` on a scale of its own.

@@ -1,5 +1,5 @@
 use super::*;
-use fairlead_sim::prompt::{self, Api};
+use crate::prompt::{self, Api};
 use flate2::{Compression, write::GzEncoder};
 use proptest::prelude::*;
 use std::io::Write as _;
@@ -32,7 +32,7 @@ fn the_three_forms_are_told_apart() {
     let mooncake = r#"{"timestamp": 5, "input_length": 1100, "output_length": 7, "hash_ids": [4, 5, 9]}"#;
     let t = read(mooncake, ALL).unwrap();
     let ask = Ask { input: 1100, output: 7, think: 0.0, shared: 0, fresh: Box::new([(4, 2), (9, 1)]) };
-    assert_eq!(t.talks, [Talk { at: Some(0.0), asks: vec![ask] }]);
+    assert_eq!(t.talks, [Talk { at: Some(0.0), prefix: 0, asks: vec![ask] }]);
 
     let session = r#"{"s":"x","tool":9,"sys":8,"r":[[0.0,700,5,0,7.3,0,0,[[0,2]]],[19.0,1500,6,12.5,9.1,1,1,[[7,2]]]]}"#;
     let t = read(session, ALL).unwrap();

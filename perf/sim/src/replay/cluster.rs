@@ -1,0 +1,313 @@
+//! The engines in virtual time, and what happens next. No gateway, no policy: whoever decides takes arrivals from
+//! [`World::next`] and sends them with [`World::send`]. Everything can be cloned, so a decision may be tried out.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::sync::Arc;
+
+use super::Failure;
+use super::workload::{Arrivals, RequestId, Workload};
+use crate::events::Origin;
+use crate::model::{CacheChange, Model, ModelOptions, Progress, Refused, SeqId, SeqSpec};
+use crate::profile::Profile;
+
+/// What an instance is.
+#[derive(Clone, Debug)]
+pub struct InstanceSpec {
+    /// Step costs, token budget, running limit.
+    pub profile: Profile,
+    /// KV blocks.
+    pub kv_blocks: u32,
+}
+
+/// Something that has happened.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Event {
+    /// A request has come and is to be sent.
+    Arrival(RequestId),
+    /// An instance has made a request's first token.
+    FirstToken {
+        /// The request.
+        request: RequestId,
+        /// Where.
+        instance: usize,
+        /// Prompt tokens found in the cache.
+        cached: u32,
+    },
+    /// An instance has made a request's last token.
+    Finished {
+        /// The request.
+        request: RequestId,
+        /// Where.
+        instance: usize,
+    },
+    /// A request was at an instance that has died.
+    Lost {
+        /// The request.
+        request: RequestId,
+        /// Where.
+        instance: usize,
+        /// Whether the first token was made before.
+        begun: bool,
+    },
+    /// An instance has ended a step: its figures and cache are as they will be until the end of its next one.
+    Stepped(usize),
+    /// An instance has died.
+    Down(usize),
+    /// An instance has come back, empty.
+    Up(usize),
+}
+
+/// Why an instance did not take a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotTaken {
+    /// It is dead.
+    #[error("the instance is down")]
+    Down,
+    /// The engine refuses it.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+}
+
+/// One engine.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    /// Its scheduler and cache.
+    pub model: Model,
+    /// Whether it answers.
+    pub up: bool,
+    stepping: bool,
+    /// Requests by the place of their sequence.
+    requests: Vec<RequestId>,
+    /// Requests that are here without a first token or with one.
+    begun: Vec<bool>,
+}
+
+impl Engine {
+    fn new(spec: &InstanceSpec, block_tokens: u32, track: bool) -> Self {
+        let options = ModelOptions {
+            profile: spec.profile.clone(),
+            block_tokens,
+            kv_blocks: spec.kv_blocks,
+            max_waiting: u32::MAX,
+            prefix_caching: true,
+            track,
+            tell_reused: false,
+            sparse: true,
+        };
+        let (requests, begun) = (Vec::new(), Vec::new());
+        Self { model: Model::new(options), up: true, stepping: false, requests, begun }
+    }
+
+    /// Requests that wait or run.
+    pub fn in_flight(&self) -> usize {
+        self.model.waiting() + self.model.running()
+    }
+
+    fn request(&self, id: SeqId) -> RequestId {
+        self.requests[place(id)]
+    }
+}
+
+fn place(id: SeqId) -> usize {
+    (id & 0xffff_ffff) as usize
+}
+
+/// Engines, arrivals and the clock.
+#[derive(Clone)]
+pub struct World {
+    /// Seconds since the start.
+    pub now: f64,
+    /// The instances.
+    pub engines: Vec<Engine>,
+    /// Who is still to come.
+    pub arrivals: Arrivals,
+    workload: Arc<Workload>,
+    specs: Arc<[InstanceSpec]>,
+    /// Ends of steps: time and instance. At most one an instance; times are not negative, so their bits are in their
+    /// order.
+    steps: BinaryHeap<Reverse<(u64, u32)>>,
+    /// Deaths and returns: time, instance, whether it returns. The next one last.
+    failures: Vec<(f64, usize, bool)>,
+    ready: VecDeque<Event>,
+    progress: Vec<Progress>,
+    /// What the blocks are made of: nothing that anybody looks at.
+    origin: Option<Arc<Origin>>,
+}
+
+impl World {
+    /// Idle engines before the first arrival.
+    pub fn new(workload: Arc<Workload>, specs: Arc<[InstanceSpec]>, failures: &[Failure], seed: u64) -> Self {
+        let engines = specs.iter().map(|spec| Engine::new(spec, workload.block_tokens, true)).collect();
+        let mut agenda: Vec<(f64, usize, bool)> = Vec::new();
+        for failure in failures {
+            agenda.push((failure.at, failure.instance, false));
+            agenda.extend(failure.until.map(|until| (until, failure.instance, true)));
+        }
+        agenda.sort_by(|a, b| b.0.total_cmp(&a.0));
+        Self {
+            now: 0.0,
+            engines,
+            arrivals: workload.arrivals(seed),
+            workload,
+            steps: BinaryHeap::with_capacity(specs.len()),
+            specs,
+            failures: agenda,
+            ready: VecDeque::new(),
+            progress: Vec::new(),
+            origin: Some(Arc::default()),
+        }
+    }
+
+    /// The requests.
+    pub fn workload(&self) -> &Arc<Workload> {
+        &self.workload
+    }
+
+    /// A copy whose caches tell nobody of their changes: for trying out what a decision leads to.
+    pub fn branch(&self) -> Self {
+        let mut copy = self.clone();
+        copy.origin = None;
+        for engine in &mut copy.engines {
+            engine.model.untrack();
+        }
+        copy
+    }
+
+    /// When something happens next.
+    pub fn next_at(&self) -> Option<f64> {
+        if !self.ready.is_empty() {
+            return Some(self.now);
+        }
+        let step = self.steps.peek().map(|Reverse((at, _))| f64::from_bits(*at));
+        let failure = self.failures.last().map(|(at, ..)| *at);
+        [step, failure, self.arrivals.peek()].into_iter().flatten().reduce(f64::min)
+    }
+
+    /// What happens next; `None` at the end. At equal times steps end first, then instances die and return, then
+    /// requests come.
+    #[allow(
+        clippy::should_implement_trait,
+        reason = "the world is no sequence of events; they come of being told"
+    )]
+    pub fn next(&mut self) -> Option<Event> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Some(event);
+            }
+            let step = self.steps.peek().map_or(f64::INFINITY, |Reverse((at, _))| f64::from_bits(*at));
+            let arrival = self.arrivals.peek().unwrap_or(f64::INFINITY);
+            let failure = self.failures.last().map_or(f64::INFINITY, |(at, ..)| *at);
+            if step <= failure && step <= arrival {
+                let Reverse((_, instance)) = self.steps.pop()?;
+                self.now = step;
+                self.end_step(instance as usize);
+            } else if failure <= arrival {
+                let (at, instance, returns) = self.failures.pop()?;
+                if step == f64::INFINITY && arrival == f64::INFINITY {
+                    // Nobody is left to see it.
+                    return None;
+                }
+                self.now = at;
+                if returns { self.revive(instance) } else { self.kill(instance) }
+            } else {
+                let (at, request) = self.arrivals.pop()?;
+                self.now = at.max(self.now);
+                return Some(Event::Arrival(request));
+            }
+        }
+    }
+
+    /// Hands a request to an instance.
+    ///
+    /// # Errors
+    /// The instance is down or refuses; nothing has changed.
+    pub fn send(&mut self, request: RequestId, instance: usize) -> Result<(), NotTaken> {
+        let engine = &mut self.engines[instance];
+        if !engine.up {
+            return Err(NotTaken::Down);
+        }
+        let asked = &self.workload.requests[request as usize];
+        let spec = SeqSpec {
+            path: Arc::clone(&asked.path),
+            prompt_tokens: asked.prompt_tokens,
+            output_tokens: asked.output_tokens,
+            limited: false,
+            origin: self.origin.clone(),
+        };
+        let at = place(engine.model.submit(spec, self.now)?);
+        if at >= engine.requests.len() {
+            engine.requests.resize(at + 1, 0);
+            engine.begun.resize(at + 1, false);
+        }
+        engine.requests[at] = request;
+        engine.begun[at] = false;
+        if !engine.stepping {
+            self.begin_step(instance);
+        }
+        Ok(())
+    }
+
+    /// A request is over, in whatever way: the session's next one comes when it is due.
+    pub fn over(&mut self, request: RequestId) {
+        if let Some((next, think)) = self.workload.requests[request as usize].next {
+            self.arrivals.push(self.now + think, next);
+        }
+    }
+
+    /// What became of an instance's cache since it was asked last.
+    pub fn take_changes(&mut self, instance: usize) -> Vec<CacheChange> {
+        self.engines[instance].model.take_changes()
+    }
+
+    fn begin_step(&mut self, instance: usize) {
+        let engine = &mut self.engines[instance];
+        engine.stepping = false;
+        if let Some(seconds) = engine.model.begin_step(self.now) {
+            engine.stepping = true;
+            self.steps.push(Reverse(((self.now + seconds).to_bits(), instance as u32)));
+        }
+    }
+
+    fn end_step(&mut self, instance: usize) {
+        let engine = &mut self.engines[instance];
+        let mut progress = std::mem::take(&mut self.progress);
+        engine.model.end_step(self.now, &mut progress);
+        for told in progress.drain(..) {
+            let request = engine.request(told.id);
+            if told.emitted <= 1 {
+                engine.begun[place(told.id)] = true;
+                self.ready.push_back(Event::FirstToken { request, instance, cached: told.cached });
+            }
+            if told.finished {
+                self.ready.push_back(Event::Finished { request, instance });
+            }
+        }
+        self.progress = progress;
+        self.ready.push_back(Event::Stepped(instance));
+        self.begin_step(instance);
+    }
+
+    fn kill(&mut self, instance: usize) {
+        if !std::mem::replace(&mut self.engines[instance].up, false) {
+            return;
+        }
+        self.steps.retain(|Reverse((_, i))| *i as usize != instance);
+        let engine = &mut self.engines[instance];
+        let ids: Vec<SeqId> = engine.model.ids().collect();
+        for id in ids {
+            let (request, begun) = (engine.request(id), engine.begun[place(id)]);
+            self.ready.push_back(Event::Lost { request, instance, begun });
+        }
+        let track = self.origin.is_some();
+        *engine =
+            Engine { up: false, ..Engine::new(&self.specs[instance], self.workload.block_tokens, track) };
+        self.ready.push_front(Event::Down(instance));
+    }
+
+    fn revive(&mut self, instance: usize) {
+        if !std::mem::replace(&mut self.engines[instance].up, true) {
+            self.ready.push_back(Event::Up(instance));
+        }
+    }
+}

@@ -1,0 +1,363 @@
+//! Gateways: each with the fleet view, the routing code and the overlay that a real one has, fed after a delay.
+//!
+//! All calls of `fairlead_routing` are here. A gateway's own reservations and placements count at once; what engines and
+//! other gateways do, after the state delay. Requests come to a gateway drawn evenly, by the seed.
+
+use std::sync::Arc;
+
+use fairlead_prefix::{Hits, Reader};
+use fairlead_replication::{CHORES_US, CONFIRM, Overlay, ReplicaConfig};
+use fairlead_routing::{
+    EngineFigures, Fleet, InFlightSums, PlanRequest, PolicyName, Reservation, Rng, Scratch, TargetCells,
+    TargetEntry, plan,
+};
+use fairlead_wire::TargetId;
+use fairlead_wire::msg::{CacheSource, EngineKind, HashSpace, InstanceInfo, ModelInfo, ServingRole};
+
+use super::Setup;
+use super::cluster::{Event, World};
+use super::decide::Decider;
+use super::news::{Index, Mail, News, config};
+use super::workload::{RequestId, Workload};
+use crate::text::mix;
+
+const MODEL: &str = "m";
+
+struct Gateway {
+    fleet: Fleet,
+    index: Reader,
+    overlay: Overlay,
+    hits: Hits,
+    scratch: Scratch,
+    next_chores_us: u64,
+}
+
+/// What a gateway keeps of a request in flight.
+struct InFlight {
+    gateway: u32,
+    reservation: Reservation,
+}
+
+/// All gateways of a fleet.
+pub struct Gateways {
+    policy: PolicyName,
+    list: Vec<Gateway>,
+    index: Index,
+    mail: Mail,
+    infos: Vec<Arc<InstanceInfo>>,
+    /// The targets that the instances are now.
+    ids: Vec<TargetId>,
+    ready: Vec<bool>,
+    /// By gateway and instance: what the others have heard of it.
+    told: Vec<Vec<InFlightSums>>,
+    requests: Vec<Option<InFlight>>,
+    /// Gateway that a request came to; a retry stays there.
+    at: Vec<u32>,
+    tried: Vec<Arc<TargetEntry>>,
+    rng: Rng,
+}
+
+fn micros(seconds: f64) -> u64 {
+    (seconds * 1e6).round() as u64
+}
+
+impl Gateways {
+    /// Gateways that know of idle engines.
+    pub fn new(setup: &Setup, workload: &Arc<Workload>, policy: PolicyName, seed: u64) -> Self {
+        let instances = setup.pool.len();
+        let infos: Vec<Arc<InstanceInfo>> =
+            (0..instances).map(|i| Arc::new(describe(setup, workload, i))).collect();
+        let ids: Vec<TargetId> = (0..instances).map(|i| TargetId::new(i as u16, 1)).collect();
+        let mut index = Index::new(workload.clone(), instances);
+        ids.iter().for_each(|id| index.bind(*id));
+        let times = ReplicaConfig::default();
+        let gateways = setup.gateways.max(1);
+        let list = (0..gateways as u64)
+            .map(|number| {
+                let (tree, placed) = fairlead_prefix::new(config(instances));
+                let mut overlay = Overlay::new(tree, times.overlay_bytes, times.overlay_keep_us);
+                for id in &ids {
+                    // Slots are below the bound that the tree was made for.
+                    let _ = overlay.tree.bind(*id);
+                }
+                Gateway {
+                    fleet: Fleet::new([index.reader(), placed]),
+                    index: index.reader(),
+                    overlay,
+                    hits: Hits::default(),
+                    scratch: Scratch::new(mix(seed ^ mix(number))),
+                    next_chores_us: 0,
+                }
+            })
+            .collect();
+        let mut gateways = Self {
+            policy,
+            list,
+            index,
+            mail: Mail::new(micros(setup.state_delay)),
+            infos,
+            ids,
+            ready: vec![true; instances],
+            told: vec![vec![InFlightSums::default(); instances]; gateways],
+            requests: (0..workload.requests.len()).map(|_| None).collect(),
+            at: vec![u32::MAX; workload.requests.len()],
+            tried: Vec::new(),
+            rng: Rng::new(mix(seed ^ 0x6761_7465)),
+        };
+        gateways.publish();
+        gateways
+    }
+
+    /// What all gateways have in flight; nothing once every request has ended.
+    pub fn in_flight(&self) -> InFlightSums {
+        let mut sum = InFlightSums::default();
+        for gateway in &self.list {
+            for entry in gateway.fleet.table().entries.iter().flatten() {
+                let own = entry.cells.counters.in_flight();
+                sum.requests += own.requests;
+                sum.prefilling += own.prefilling;
+                sum.prefill_tokens += own.prefill_tokens;
+                sum.context_tokens += own.context_tokens;
+            }
+        }
+        sum
+    }
+
+    /// Shows every gateway the targets as they are now. A target that is the same as before keeps its cells.
+    fn publish(&mut self) {
+        for gateway in &self.list {
+            let before = gateway.fleet.table_full();
+            let entry = |(i, id): (usize, &TargetId)| {
+                let cells = before.get(*id).map_or_else(|| Arc::new(TargetCells::new()), |e| e.cells.clone());
+                let entry = TargetEntry::new(*id, self.infos[i].clone(), 0, self.ready[i], cells);
+                Some(Arc::new(entry.with_cache(CacheSource::Events)))
+            };
+            gateway.fleet.publish(self.ids.iter().enumerate().map(entry).collect());
+        }
+    }
+
+    fn cells(&self, gateway: usize, instance: usize) -> Option<Arc<TargetCells>> {
+        let table = self.list[gateway].fleet.table();
+        table.get(self.ids[instance]).map(|entry| entry.cells.clone())
+    }
+
+    /// Lets through what has arrived by now.
+    fn hear(&mut self, now_us: u64) {
+        while let Some(news) = self.mail.take(now_us) {
+            match news {
+                News::Figures { instance, figures } => {
+                    for gateway in &self.list {
+                        if let Some(entry) = gateway.fleet.table().get(self.ids[instance]) {
+                            entry.cells.load.store(&figures);
+                        }
+                    }
+                }
+                News::Cache { instance, changes } => {
+                    if self.ready[instance] {
+                        self.index.apply(self.ids[instance], &changes, now_us);
+                    }
+                }
+                News::Peer { gateway, instance, sums } => {
+                    self.told[gateway][instance] = sums;
+                    self.show_peers(instance);
+                }
+                News::Target { instance, id, ready } => self.target(instance, id, ready),
+            }
+        }
+    }
+
+    fn target(&mut self, instance: usize, id: TargetId, ready: bool) {
+        self.index.drop_target(self.ids[instance]);
+        for gateway in &mut self.list {
+            gateway.overlay.drop_target(id.slot);
+            let _ = gateway.overlay.tree.bind(id);
+        }
+        self.index.bind(id);
+        self.ids[instance] = id;
+        self.ready[instance] = ready;
+        for told in &mut self.told {
+            told[instance] = InFlightSums::default();
+        }
+        self.publish();
+    }
+
+    fn show_peers(&self, instance: usize) {
+        let mut all = InFlightSums::default();
+        for told in &self.told {
+            add(&mut all, &told[instance]);
+        }
+        for (number, gateway) in self.list.iter().enumerate() {
+            let own = &self.told[number][instance];
+            let others = InFlightSums {
+                requests: all.requests - own.requests,
+                prefilling: all.prefilling - own.prefilling,
+                prefill_tokens: all.prefill_tokens - own.prefill_tokens,
+                context_tokens: all.context_tokens - own.context_tokens,
+            };
+            if let Some(entry) = gateway.fleet.table().get(self.ids[instance]) {
+                entry.cells.set_peers(others);
+            }
+        }
+    }
+
+    /// Tells the others what a gateway has in flight at an instance.
+    fn tell(&mut self, gateway: usize, instance: usize, now_us: u64) {
+        if self.list.len() > 1
+            && let Some(cells) = self.cells(gateway, instance)
+        {
+            let sums = cells.counters.in_flight();
+            self.mail.send(now_us, News::Peer { gateway, instance, sums });
+        }
+    }
+
+    /// Looks through a gateway's overlay at the times at which its control thread would have.
+    fn chores(&mut self, gateway: usize, now_us: u64) {
+        loop {
+            let Gateway { overlay, next_chores_us, .. } = &mut self.list[gateway];
+            let due_us = *next_chores_us;
+            if due_us > now_us {
+                break;
+            }
+            *next_chores_us = if overlay.is_empty() { now_us + CHORES_US } else { due_us + CHORES_US };
+            if overlay.is_empty() {
+                break;
+            }
+            self.hear(due_us);
+            let Gateway { overlay, index, hits, .. } = &mut self.list[gateway];
+            overlay.confirm_by(CONFIRM, |target, path| {
+                index.lookup(path, hits);
+                hits.get(target.slot) as usize >= path.len()
+            });
+            overlay.expire(due_us);
+        }
+        self.hear(now_us);
+    }
+
+    /// Ends a request's reservation. Answers the instance's changed load.
+    fn release(&mut self, request: RequestId, instance: usize, now_us: u64) {
+        if let Some(InFlight { gateway, reservation }) = self.requests[request as usize].take() {
+            drop(reservation);
+            self.tell(gateway as usize, instance, now_us);
+        }
+    }
+}
+
+impl Decider for Gateways {
+    fn decide(&mut self, request: RequestId, tried: &[usize], world: &World) -> Option<usize> {
+        let now_us = micros(world.now);
+        let at = &mut self.at[request as usize];
+        if *at == u32::MAX {
+            *at = self.rng.below(self.list.len()) as u32;
+        }
+        let number = *at as usize;
+        self.chores(number, now_us);
+        let asked = &world.workload().requests[request as usize];
+        let gateway = &mut self.list[number];
+        self.tried.clear();
+        if !tried.is_empty() {
+            let table = gateway.fleet.table();
+            self.tried.extend(tried.iter().filter_map(|i| table.get(self.ids[*i]).cloned()));
+        }
+        let ask = PlanRequest {
+            model: MODEL,
+            path: &asked.path,
+            prompt_tokens: asked.prompt_tokens,
+            block_tokens: world.workload().block_tokens,
+            tried: &self.tried,
+            policy: self.policy,
+            now_us,
+        };
+        let plan = plan(&ask, &gateway.fleet, &mut gateway.scratch).ok()?;
+        let target = plan.target().id;
+        gateway.index.lookup(&asked.path, &mut gateway.hits);
+        if (gateway.hits.get(target.slot) as usize) < asked.path.len() {
+            gateway.overlay.add(target, HashSpace::Tokens, &asked.path, now_us);
+        }
+        let instance = usize::from(target.slot);
+        self.requests[request as usize] =
+            Some(InFlight { gateway: number as u32, reservation: plan.reservation });
+        self.tell(number, instance, now_us);
+        Some(instance)
+    }
+
+    fn refused(&mut self, request: RequestId, instance: usize, down: bool, world: &World) {
+        let now_us = micros(world.now);
+        let gateway = self.at[request as usize] as usize;
+        self.release(request, instance, now_us);
+        let asked = &world.workload().requests[request as usize];
+        self.list[gateway].overlay.withdraw(self.ids[instance], &asked.path);
+        if down && let Some(cells) = self.cells(gateway, instance) {
+            cells.connect_failed(now_us);
+        }
+    }
+
+    fn happened(&mut self, event: &Event, world: &mut World) {
+        let now_us = micros(world.now);
+        match *event {
+            Event::FirstToken { request, instance, .. } => {
+                if let Some(flight) = &mut self.requests[request as usize] {
+                    flight.reservation.prefill_done();
+                    let gateway = flight.gateway as usize;
+                    self.tell(gateway, instance, now_us);
+                }
+            }
+            Event::Finished { request, instance } => self.release(request, instance, now_us),
+            Event::Lost { request, instance, .. } => {
+                // The connection breaks: the gateway sees that at once.
+                self.refused(request, instance, true, world);
+            }
+            Event::Stepped(instance) => {
+                let changes = world.take_changes(instance);
+                let model = &world.engines[instance].model;
+                let capacity = u64::from(model.cache().capacity());
+                let figures = EngineFigures {
+                    running: Some(model.running() as u32),
+                    waiting: Some(model.waiting() as u32),
+                    kv_usage: Some(model.cache().used() as f32 / capacity as f32),
+                    kv_total_tokens: Some(capacity * u64::from(world.workload().block_tokens)),
+                    // All traffic is the gateways'.
+                    foreign_requests: Some(0),
+                    taken_us: now_us,
+                    ..EngineFigures::default()
+                };
+                if !changes.is_empty() {
+                    self.mail.send(now_us, News::Cache { instance, changes });
+                }
+                self.mail.send(now_us, News::Figures { instance, figures });
+            }
+            Event::Down(instance) | Event::Up(instance) => {
+                let ready = matches!(event, Event::Up(_));
+                let before = self.ids[instance];
+                let id = if ready { TargetId::new(before.slot, before.generation + 1) } else { before };
+                self.mail.send(now_us, News::Target { instance, id, ready });
+            }
+            Event::Arrival(_) => {}
+        }
+    }
+}
+
+fn add(sum: &mut InFlightSums, more: &InFlightSums) {
+    sum.requests += more.requests;
+    sum.prefilling += more.prefilling;
+    sum.prefill_tokens += more.prefill_tokens;
+    sum.context_tokens += more.context_tokens;
+}
+
+fn describe(setup: &Setup, workload: &Workload, instance: usize) -> InstanceInfo {
+    let spec = &setup.pool[instance];
+    InstanceInfo {
+        name: format!("i{instance}"),
+        address: format!("10.0.0.1:{}", 1000 + instance),
+        host: format!("h{instance}"),
+        incarnation: 1,
+        engine: EngineKind::Vllm,
+        engine_version: String::new(),
+        models: vec![ModelInfo { name: MODEL.into(), max_model_len: None, parent: None }],
+        role: ServingRole::Both,
+        dp_ranks: 1,
+        block_size: Some(workload.block_tokens),
+        kv_blocks: Some(spec.kv_blocks.into()),
+        max_num_seqs: Some(spec.profile.max_running),
+        labels: Vec::new(),
+    }
+}
