@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fairlead_routing::PolicyName;
+use fairlead_routing::{PolicyName, Settings, Strategy};
 use serde_json::{Map, Value};
 
 use super::{Failure, InstanceSpec, Play, Setup, Slo, Workload};
@@ -17,8 +17,8 @@ pub struct ReplayArgs {
     /// beginning of its name in the folder FAIRLEAD_TRACES or in perf/data
     #[arg(long, value_name = "FILE")]
     pub trace: String,
-    /// Policies to compare, comma-separated; `all` is every one
-    #[arg(long, value_delimiter = ',', value_name = "NAMES", required = true)]
+    /// Policies to compare, comma-separated or repeated; `all` is every one that has a name
+    #[arg(long, value_name = "NAMES", required = true)]
     pub policy: Vec<String>,
     /// Instances
     #[arg(long, default_value_t = 8, value_name = "N", conflicts_with = "pool")]
@@ -41,6 +41,12 @@ pub struct ReplayArgs {
     /// A good answer's mean time between tokens is below this, milliseconds
     #[arg(long, default_value_t = 50.0, value_name = "MS")]
     pub slo_tpot: f64,
+    /// Requests bear these objectives, for policies that look at them
+    #[arg(long)]
+    pub tell_slo: bool,
+    /// Gateways predict with the constants that they start with, instead of learning what engines cost
+    #[arg(long)]
+    pub no_learning: bool,
     /// Runs of each policy, with the seeds 1 to K; figures are their means
     #[arg(long, default_value_t = 1, value_name = "K")]
     pub seeds: u64,
@@ -104,6 +110,9 @@ pub enum BadReplay {
         /// What is wrong with it.
         reason: String,
     },
+    /// A policy is unknown.
+    #[error(transparent)]
+    Policy(#[from] fairlead_routing::UnknownPolicy),
     /// The trace cannot be read.
     #[error(transparent)]
     Trace(#[from] TraceError),
@@ -118,17 +127,24 @@ impl ReplayArgs {
     ///
     /// # Errors
     /// A name is unknown.
-    pub fn policies(&self) -> Result<Vec<PolicyName>, BadReplay> {
-        let mut policies = Vec::new();
-        for name in &self.policy {
-            let named = match name.as_str() {
-                "all" => PolicyName::ALL.to_vec(),
-                name => vec![name.parse::<PolicyName>().map_err(|e| bad("policy", name, e))?],
-            };
-            for policy in named {
-                if !policies.contains(&policy) {
-                    policies.push(policy);
-                }
+    pub fn policies(&self) -> Result<Vec<String>, BadReplay> {
+        let mut policies: Vec<String> = Vec::new();
+        for text in &self.policy {
+            // The parts of a weighted policy are parted by commas too.
+            let names = if text.contains(':') { vec![text.as_str()] } else { text.split(',').collect() };
+            for name in names.iter().map(|name| name.trim()) {
+                let named: Vec<String> = match name {
+                    "all" => PolicyName::ALL.iter().map(|policy| policy.as_str().to_owned()).collect(),
+                    name => {
+                        let strategy = Strategy::parse(name, &Settings::default());
+                        vec![strategy.map_err(|e| bad("policy", name, e))?.label().to_owned()]
+                    }
+                };
+                named.into_iter().for_each(|policy| {
+                    if !policies.contains(&policy) {
+                        policies.push(policy);
+                    }
+                });
             }
         }
         Ok(policies)
@@ -173,6 +189,9 @@ impl ReplayArgs {
             gateways: self.gateways,
             state_delay: self.state_delay / 1e3,
             failures: self.fail.clone(),
+            settings: Settings::default(),
+            learn: !self.no_learning,
+            told_slo: if self.tell_slo { Some(self.slo()?) } else { None },
             progress: None,
         })
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use fairlead_routing::PolicyName;
+use fairlead_routing::UnknownPolicy;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -17,7 +17,7 @@ use super::{Setup, Slo, Summary, Workload, run};
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
     /// Its name.
-    pub policy: &'static str,
+    pub policy: String,
     /// Means over the runs.
     #[serde(flatten)]
     pub figures: Summary,
@@ -55,7 +55,7 @@ pub fn compare(args: &ReplayArgs) -> Result<Comparison, BadReplay> {
         let rows = run_all(&setup, &workload, &policies, args.seeds, &slo, threads);
         over.store(true, Ordering::Relaxed);
         rows
-    });
+    })?;
     let case = format!(
         "{}: {} requests at {} x, {} instances, {} gateway{}, state {} ms old",
         args.trace,
@@ -70,23 +70,27 @@ pub fn compare(args: &ReplayArgs) -> Result<Comparison, BadReplay> {
 }
 
 /// Every policy with the seeds from 1 on, so many runs at a time.
+///
+/// # Errors
+/// A policy is unknown.
 pub fn run_all(
     setup: &Setup,
     workload: &Arc<Workload>,
-    policies: &[PolicyName],
+    policies: &[String],
     seeds: u64,
     slo: &Slo,
     threads: usize,
-) -> Vec<Row> {
+) -> Result<Vec<Row>, UnknownPolicy> {
     let jobs: Vec<(usize, u64)> =
         (0..policies.len()).flat_map(|policy| (1..=seeds).map(move |seed| (policy, seed))).collect();
     let next = AtomicUsize::new(0);
-    let done: Mutex<Vec<(usize, u64, Summary)>> = Mutex::new(Vec::new());
+    let done: Mutex<Vec<(usize, u64, Result<Summary, UnknownPolicy>)>> = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for _ in 0..threads.min(jobs.len()) {
             scope.spawn(|| {
                 while let Some(&(policy, seed)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let summary = run(setup, workload, policies[policy], seed).summary(slo);
+                    let summary =
+                        run(setup, workload, &policies[policy], seed).map(|outcome| outcome.summary(slo));
                     done.lock().unwrap_or_else(|e| e.into_inner()).push((policy, seed, summary));
                 }
             });
@@ -95,12 +99,13 @@ pub fn run_all(
     let mut done = done.into_inner().unwrap_or_else(|e| e.into_inner());
     // So that means do not depend on who was first.
     done.sort_by_key(|(policy, seed, _)| (*policy, *seed));
-    let row = |(number, policy): (usize, &PolicyName)| {
-        let runs: Vec<Summary> =
-            done.iter().filter(|(p, ..)| *p == number).map(|(.., summary)| summary.clone()).collect();
-        Row { policy: policy.as_str(), figures: Summary::mean(&runs), seeds }
-    };
-    policies.iter().enumerate().map(row).collect()
+    let mut rows = Vec::new();
+    for (number, policy) in policies.iter().enumerate() {
+        let runs = done.iter().filter(|(p, ..)| *p == number).map(|(.., summary)| summary.clone());
+        let figures = Summary::mean(&runs.collect::<Result<Vec<_>, _>>()?);
+        rows.push(Row { policy: policy.clone(), figures, seeds });
+    }
+    Ok(rows)
 }
 
 fn show_progress(ended: &AtomicU64, total: u64, over: &AtomicBool) {

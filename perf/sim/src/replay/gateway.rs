@@ -8,8 +8,8 @@ use std::sync::Arc;
 use fairlead_prefix::{Hits, Reader};
 use fairlead_replication::{CHORES_US, CONFIRM, Overlay, ReplicaConfig};
 use fairlead_routing::{
-    EngineFigures, Fleet, InFlightSums, PlanRequest, PolicyName, Reservation, Rng, Scratch, TargetCells,
-    TargetEntry, plan,
+    Constants, EngineFigures, Fleet, InFlightSums, Learner, PlanRequest, Reservation, Rng, Scratch, Strategy,
+    TargetCells, TargetEntry, UnknownPolicy, plan,
 };
 use fairlead_wire::TargetId;
 use fairlead_wire::msg::{CacheSource, EngineKind, HashSpace, InstanceInfo, ModelInfo, ServingRole};
@@ -24,12 +24,15 @@ use crate::text::mix;
 const MODEL: &str = "m";
 
 struct Gateway {
+    strategy: Strategy,
     fleet: Fleet,
     index: Reader,
     overlay: Overlay,
     hits: Hits,
     scratch: Scratch,
     next_chores_us: u64,
+    /// By instance.
+    learners: Vec<Learner>,
 }
 
 /// What a gateway keeps of a request in flight.
@@ -40,7 +43,6 @@ struct InFlight {
 
 /// All gateways of a fleet.
 pub struct Gateways {
-    policy: PolicyName,
     list: Vec<Gateway>,
     index: Index,
     mail: Mail,
@@ -55,6 +57,8 @@ pub struct Gateways {
     at: Vec<u32>,
     tried: Vec<Arc<TargetEntry>>,
     rng: Rng,
+    learns: bool,
+    slo: fairlead_routing::Slo,
 }
 
 fn micros(seconds: f64) -> u64 {
@@ -62,8 +66,16 @@ fn micros(seconds: f64) -> u64 {
 }
 
 impl Gateways {
-    /// Gateways that know of idle engines.
-    pub fn new(setup: &Setup, workload: &Arc<Workload>, policy: PolicyName, seed: u64) -> Self {
+    /// Gateways that know of idle engines, each with a policy of its own as a configuration names it.
+    ///
+    /// # Errors
+    /// The policy is unknown.
+    pub fn new(
+        setup: &Setup,
+        workload: &Arc<Workload>,
+        policy: &str,
+        seed: u64,
+    ) -> Result<Self, UnknownPolicy> {
         let instances = setup.pool.len();
         let infos: Vec<Arc<InstanceInfo>> =
             (0..instances).map(|i| Arc::new(describe(setup, workload, i))).collect();
@@ -80,18 +92,19 @@ impl Gateways {
                     // Slots are below the bound that the tree was made for.
                     let _ = overlay.tree.bind(*id);
                 }
-                Gateway {
+                Ok(Gateway {
+                    strategy: Strategy::parse(policy, &setup.settings)?,
                     fleet: Fleet::new([index.reader(), placed]),
                     index: index.reader(),
                     overlay,
                     hits: Hits::default(),
                     scratch: Scratch::new(mix(seed ^ mix(number))),
                     next_chores_us: 0,
-                }
+                    learners: vec![Learner::new(Constants::PRIOR); instances],
+                })
             })
-            .collect();
+            .collect::<Result<_, UnknownPolicy>>()?;
         let mut gateways = Self {
-            policy,
             list,
             index,
             mail: Mail::new(micros(setup.state_delay)),
@@ -103,9 +116,14 @@ impl Gateways {
             at: vec![u32::MAX; workload.requests.len()],
             tried: Vec::new(),
             rng: Rng::new(mix(seed ^ 0x6761_7465)),
+            learns: setup.learn,
+            slo: setup.told_slo.map_or_else(Default::default, |slo| fairlead_routing::Slo {
+                ttft_us: micros(slo.ttft) as u32,
+                tpot_us: micros(slo.tpot) as u32,
+            }),
         };
         gateways.publish();
-        gateways
+        Ok(gateways)
     }
 
     /// What all gateways have in flight; nothing once every request has ended.
@@ -113,11 +131,7 @@ impl Gateways {
         let mut sum = InFlightSums::default();
         for gateway in &self.list {
             for entry in gateway.fleet.table().entries.iter().flatten() {
-                let own = entry.cells.counters.in_flight();
-                sum.requests += own.requests;
-                sum.prefilling += own.prefilling;
-                sum.prefill_tokens += own.prefill_tokens;
-                sum.context_tokens += own.context_tokens;
+                sum.add(&entry.cells.counters.in_flight());
             }
         }
         sum
@@ -143,7 +157,7 @@ impl Gateways {
 
     /// Lets through what has arrived by now.
     fn hear(&mut self, now_us: u64) {
-        while let Some(news) = self.mail.take(now_us) {
+        while let Some((at_us, news)) = self.mail.take(now_us) {
             match news {
                 News::Figures { instance, figures } => {
                     for gateway in &self.list {
@@ -154,12 +168,12 @@ impl Gateways {
                 }
                 News::Cache { instance, changes } => {
                     if self.ready[instance] {
-                        self.index.apply(self.ids[instance], &changes, now_us);
+                        self.index.apply(self.ids[instance], &changes, at_us);
                     }
                 }
                 News::Peer { gateway, instance, sums } => {
                     self.told[gateway][instance] = sums;
-                    self.show_peers(instance);
+                    self.show_peers(instance, at_us);
                 }
                 News::Target { instance, id, ready } => self.target(instance, id, ready),
             }
@@ -169,6 +183,7 @@ impl Gateways {
     fn target(&mut self, instance: usize, id: TargetId, ready: bool) {
         self.index.drop_target(self.ids[instance]);
         for gateway in &mut self.list {
+            gateway.learners[instance] = Learner::new(Constants::PRIOR);
             gateway.overlay.drop_target(id.slot);
             let _ = gateway.overlay.tree.bind(id);
         }
@@ -181,10 +196,10 @@ impl Gateways {
         self.publish();
     }
 
-    fn show_peers(&self, instance: usize) {
+    fn show_peers(&self, instance: usize, at_us: u64) {
         let mut all = InFlightSums::default();
         for told in &self.told {
-            add(&mut all, &told[instance]);
+            all.add(&told[instance]);
         }
         for (number, gateway) in self.list.iter().enumerate() {
             let own = &self.told[number][instance];
@@ -192,10 +207,11 @@ impl Gateways {
                 requests: all.requests - own.requests,
                 prefilling: all.prefilling - own.prefilling,
                 prefill_tokens: all.prefill_tokens - own.prefill_tokens,
+                prefill_us: all.prefill_us - own.prefill_us,
                 context_tokens: all.context_tokens - own.context_tokens,
             };
             if let Some(entry) = gateway.fleet.table().get(self.ids[instance]) {
-                entry.cells.set_peers(others);
+                entry.cells.set_peers(others, at_us);
             }
         }
     }
@@ -233,7 +249,18 @@ impl Gateways {
         self.hear(now_us);
     }
 
-    /// Ends a request's reservation. Answers the instance's changed load.
+    /// Takes what a gateway saw of an instance's speed into account.
+    fn learn(&mut self, gateway: usize, instance: usize, take: impl FnOnce(&mut Learner)) {
+        if self.learns
+            && let Some(cells) = self.cells(gateway, instance)
+        {
+            let learner = &mut self.list[gateway].learners[instance];
+            take(learner);
+            cells.costs.store(&learner.constants());
+        }
+    }
+
+    /// Ends a request's reservation and tells the others.
     fn release(&mut self, request: RequestId, instance: usize, now_us: u64) {
         if let Some(InFlight { gateway, reservation }) = self.requests[request as usize].take() {
             drop(reservation);
@@ -259,13 +286,14 @@ impl Decider for Gateways {
             self.tried.extend(tried.iter().filter_map(|i| table.get(self.ids[*i]).cloned()));
         }
         let ask = PlanRequest {
-            model: MODEL,
             path: &asked.path,
             prompt_tokens: asked.prompt_tokens,
             block_tokens: world.workload().block_tokens,
+            session: asked.session,
+            slo: self.slo,
             tried: &self.tried,
-            policy: self.policy,
             now_us,
+            ..PlanRequest::new(MODEL, &gateway.strategy)
         };
         let plan = plan(&ask, &gateway.fleet, &mut gateway.scratch).ok()?;
         let target = plan.target().id;
@@ -296,12 +324,21 @@ impl Decider for Gateways {
         match *event {
             Event::FirstToken { request, instance, .. } => {
                 if let Some(flight) = &mut self.requests[request as usize] {
-                    flight.reservation.prefill_done();
+                    let seen = flight.reservation.first_token(now_us);
                     let gateway = flight.gateway as usize;
+                    self.learn(gateway, instance, |learner| seen.iter().for_each(|s| learner.prefilled(s)));
                     self.tell(gateway, instance, now_us);
                 }
             }
-            Event::Finished { request, instance } => self.release(request, instance, now_us),
+            Event::Finished { request, instance } => {
+                if let Some(flight) = &self.requests[request as usize] {
+                    let tokens = world.workload().requests[request as usize].output_tokens;
+                    let seen = flight.reservation.last_token(now_us, tokens);
+                    let gateway = flight.gateway as usize;
+                    self.learn(gateway, instance, |learner| seen.iter().for_each(|s| learner.decoded(s)));
+                }
+                self.release(request, instance, now_us);
+            }
             Event::Lost { request, instance, .. } => {
                 // The connection breaks: the gateway sees that at once.
                 self.refused(request, instance, true, world);
@@ -334,13 +371,6 @@ impl Decider for Gateways {
             Event::Arrival(_) => {}
         }
     }
-}
-
-fn add(sum: &mut InFlightSums, more: &InFlightSums) {
-    sum.requests += more.requests;
-    sum.prefilling += more.prefilling;
-    sum.prefill_tokens += more.prefill_tokens;
-    sum.context_tokens += more.context_tokens;
 }
 
 fn describe(setup: &Setup, workload: &Workload, instance: usize) -> InstanceInfo {

@@ -19,7 +19,7 @@ mod workload;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use fairlead_routing::PolicyName;
+use fairlead_routing::{Settings, UnknownPolicy};
 
 pub use args::{BadReplay, ReplayArgs};
 pub use cluster::{Engine, Event, InstanceSpec, NotTaken, World};
@@ -54,16 +54,46 @@ pub struct Setup {
     pub state_delay: f64,
     /// Instances that die.
     pub failures: Vec<Failure>,
+    /// Settings of the policies.
+    pub settings: Settings,
+    /// Whether gateways learn what engines cost, or predict with the constants that they start with.
+    pub learn: bool,
+    /// Objectives that requests bear, for policies that look at them.
+    pub told_slo: Option<Slo>,
     /// Requests ended so far, for whoever watches.
     pub progress: Option<Arc<AtomicU64>>,
 }
 
-/// Plays a workload through gateways with a policy.
-pub fn run(setup: &Setup, workload: &Arc<Workload>, policy: PolicyName, seed: u64) -> Outcome {
-    let mut gateways = Gateways::new(setup, workload, policy, seed);
+impl Setup {
+    /// One gateway with fresh state before so many instances of a kind.
+    pub fn new(instance: InstanceSpec, instances: usize) -> Self {
+        Self {
+            pool: vec![instance; instances],
+            gateways: 1,
+            state_delay: 0.0,
+            failures: Vec::new(),
+            settings: Settings::default(),
+            learn: true,
+            told_slo: None,
+            progress: None,
+        }
+    }
+}
+
+/// Plays a workload through gateways with a policy, named as in a configuration.
+///
+/// # Errors
+/// The policy is unknown.
+pub fn run(
+    setup: &Setup,
+    workload: &Arc<Workload>,
+    policy: &str,
+    seed: u64,
+) -> Result<Outcome, UnknownPolicy> {
+    let mut gateways = Gateways::new(setup, workload, policy, seed)?;
     let outcome = run_with(setup, workload, &mut gateways, seed);
     debug_assert_eq!(gateways.in_flight(), Default::default(), "every reservation is released");
-    outcome
+    Ok(outcome)
 }
 
 /// Plays a workload with somebody else deciding.

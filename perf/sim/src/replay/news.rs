@@ -43,10 +43,10 @@ impl Mail {
         self.queue.push_back((now_us + self.delay_us, news));
     }
 
-    /// The next news that has arrived.
-    pub fn take(&mut self, now_us: u64) -> Option<News> {
+    /// The next news that has arrived, and when it did.
+    pub fn take(&mut self, now_us: u64) -> Option<(u64, News)> {
         self.queue.front().filter(|(due, _)| *due <= now_us)?;
-        self.queue.pop_front().map(|(_, news)| news)
+        self.queue.pop_front()
     }
 }
 

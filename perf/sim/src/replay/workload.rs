@@ -55,8 +55,8 @@ pub struct Request {
     pub prompt_tokens: u32,
     /// Answer, at least one token.
     pub output_tokens: u32,
-    /// Which conversation it belongs to, where the trace says.
-    pub session: Option<u32>,
+    /// A key of the conversation that it belongs to; `None` where the trace tells nothing of prefixes.
+    pub session: Option<u64>,
     /// The session's next request, and how many seconds after this one's end it comes.
     pub next: Option<(RequestId, f64)>,
 }
@@ -90,7 +90,7 @@ impl Workload {
         let talks = trace.talks.len();
         let wanted = if timed || play.sessions == 0 { talks } else { play.sessions };
         let common: AHashSet<u64> = trace.talks.iter().flat_map(prefix_ids).collect();
-        let mut names = Names::default();
+        let (mut names, mut sessions) = (Names::default(), Sessions::default());
         for number in 0..wanted {
             if requests.len() >= play.requests {
                 break;
@@ -102,7 +102,7 @@ impl Workload {
             let room = play.requests - requests.len();
             let turns = if timed { usize::MAX } else { play.max_turns.max(1) };
             let taken = talk.asks.len().min(turns).min(room);
-            let session = (talk.asks.len() > 1 || !timed).then_some(number as u32);
+            let session = (talk.asks.len() > 1 || !timed).then(|| mix(number as u64));
             let mut ids = Vec::new();
             for (turn, ask) in talk.asks[..taken].iter().enumerate() {
                 ids.truncate(ask.shared as usize);
@@ -115,6 +115,7 @@ impl Workload {
                     (requests.len() as RequestId + 1, next.think.min(play.max_think) / play.speed)
                 });
                 let (prompt_tokens, output_tokens) = (ask.input.max(1), ask.output.max(1));
+                let session = session.or_else(|| sessions.of(&path));
                 requests.push(Request { path, prompt_tokens, output_tokens, session, next });
             }
         }
@@ -164,6 +165,24 @@ fn prefix_ids(talk: &Talk) -> impl Iterator<Item = u64> {
     let runs = talk.asks.first().map_or(&[][..], |ask| &ask.fresh);
     let ids = runs.iter().flat_map(|(first, n)| (0..u64::from(*n)).map(|i| first.wrapping_add(i)));
     ids.take(talk.prefix as usize)
+}
+
+/// Sessions of traces that name none: a request whose path goes on where the whole path of an earlier one ends is its
+/// next turn. The first block alone says nothing: in many traces all have it.
+#[derive(Default)]
+struct Sessions {
+    /// By the last block of a path.
+    ends: AHashMap<u64, u64>,
+}
+
+impl Sessions {
+    fn of(&mut self, path: &[u64]) -> Option<u64> {
+        let end = *path.last()?;
+        let known = path.iter().skip(1).rev().find_map(|block| self.ends.get(block).copied());
+        let session = known.unwrap_or_else(|| mix(self.ends.len() as u64 ^ end));
+        self.ends.insert(end, session);
+        Some(session)
+    }
 }
 
 /// Chains ids to hashes; paths of equal ids are one.
