@@ -11,6 +11,7 @@
 //! under an epoch pin that ends with the decision. Picking and counting are one step, so that a burst sees itself.
 
 mod cost;
+mod explain;
 mod fleet;
 mod plan;
 mod policy;
@@ -21,11 +22,12 @@ mod settings;
 mod strategy;
 
 pub use cost::{Constants, CostCell, DecodeSeen, Learner, PrefillSeen};
+pub use explain::{Explain, Explained};
 pub use fleet::{
     Counters, EngineFigures, Fleet, InFlightSums, LoadCell, Mode, ModelCells, ModelEntry, Pressure,
     Reservation, TargetCells, TargetEntry, TargetTable,
 };
-pub use plan::{NoPlan, Plan, Scratch, plan};
+pub use plan::{NoPlan, Plan, Scratch, plan, plan_explained};
 pub use policy::{Candidate, Choice, Decision, Missing, Policy, Predicted, Reason};
 pub use registry::{PolicyName, UnknownPolicy};
 pub use request::{PlanRequest, Slo};

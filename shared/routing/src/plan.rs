@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use fairlead_prefix::Hits;
 
+use crate::explain::Explain;
 use crate::fleet::{Fleet, Mode, ModelEntry, Reservation, Row, TargetEntry};
 use crate::policy::{Candidate, Choice, Decision, Missing, Reason};
 use crate::registry::PolicyName;
@@ -75,6 +76,29 @@ impl Scratch {
 /// # Errors
 /// [`NoPlan`] says whether the model is unknown, asleep, or exhausted by retries.
 pub fn plan(request: &PlanRequest<'_>, fleet: &Fleet, scratch: &mut Scratch) -> Result<Plan, NoPlan> {
+    decide(request, fleet, scratch, None)
+}
+
+/// As [`plan`], and fills `explain` with what the decision saw. Allocates.
+///
+/// # Errors
+/// As for [`plan`]; `explain` is then left as it was.
+pub fn plan_explained(
+    request: &PlanRequest<'_>,
+    fleet: &Fleet,
+    scratch: &mut Scratch,
+    explain: &mut Explain,
+) -> Result<Plan, NoPlan> {
+    decide(request, fleet, scratch, Some(explain))
+}
+
+#[inline]
+fn decide(
+    request: &PlanRequest<'_>,
+    fleet: &Fleet,
+    scratch: &mut Scratch,
+    explain: Option<&mut Explain>,
+) -> Result<Plan, NoPlan> {
     let table = fleet.table();
     let model = table.model(request.model).ok_or(NoPlan::UnknownModel)?;
     let mode = fleet.mode();
@@ -100,6 +124,10 @@ pub fn plan(request: &PlanRequest<'_>, fleet: &Fleet, scratch: &mut Scratch) -> 
     } else {
         request.strategy.pick(&decision, &mut scratch.rng)
     };
+    if let Some(explain) = explain {
+        let deciding = (mode != Mode::Blind).then(|| request.strategy.member(picked.policy)).flatten();
+        explain.fill(&decision, &picked, deciding, mode);
+    }
     let Picked { choice, policy, missing } = picked;
     let candidate = &scratch.candidates[choice.index];
     let target = &model.targets[candidate.number as usize];

@@ -78,6 +78,11 @@ impl Strategy {
         &*self.chain[0].1
     }
 
+    /// The policy of that name in the chain.
+    pub(crate) fn member(&self, name: PolicyName) -> Option<&dyn Policy> {
+        self.chain.iter().find(|(member, _)| *member == name).map(|(_, policy)| &**policy)
+    }
+
     /// Whether any policy of the chain looks at cached prefixes.
     pub fn wants_prefix(&self) -> bool {
         self.wants_prefix

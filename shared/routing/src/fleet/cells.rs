@@ -7,10 +7,11 @@ use super::reservation::Counters;
 use crate::cost::CostCell;
 
 /// How far the replicated state may be trusted (DESIGN section 8).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Mode {
     /// Linked to the scheduler, or cut off so recently that its figures still count.
+    #[default]
     Fresh = 0,
     /// Cut off for longer than `stale_after`: prefixes count, other parties' load does not.
     Stale = 1,
@@ -19,6 +20,15 @@ pub enum Mode {
 }
 
 impl Mode {
+    /// Its name in explain records.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Fresh => "fresh",
+            Self::Stale => "stale",
+            Self::Blind => "blind",
+        }
+    }
+
     pub(super) fn from_u8(raw: u8) -> Self {
         match raw {
             0 => Self::Fresh,
