@@ -25,7 +25,7 @@ pub use cost::{Constants, CostCell, DecodeSeen, Learner, PrefillSeen};
 pub use explain::{Explain, Explained};
 pub use fleet::{
     Counters, EngineFigures, Fleet, InFlightSums, LoadCell, Mode, ModelCells, ModelEntry, Pressure,
-    Reservation, TargetCells, TargetEntry, TargetTable,
+    Reservation, TargetCells, TargetEntry, TargetTable, name_key, rendezvous,
 };
 pub use plan::{NoPlan, Plan, Scratch, plan, plan_explained};
 pub use policy::{Candidate, Choice, Decision, Missing, Policy, Predicted, Reason};
@@ -33,4 +33,4 @@ pub use registry::{PolicyName, UnknownPolicy};
 pub use request::{PlanRequest, Slo};
 pub use rng::Rng;
 pub use settings::{CostSettings, PrefixCacheSettings, Settings};
-pub use strategy::{Picked, Strategy};
+pub use strategy::{Picked, Strategy, StrategyError};

@@ -15,6 +15,14 @@ pub struct Strategy {
     wants_prefix: bool,
 }
 
+/// Why a text names no strategy.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StrategyError {
+    /// No policy has that name.
+    #[error(transparent)]
+    Unknown(#[from] UnknownPolicy),
+}
+
 /// What a strategy decided, and which policy of its chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Picked {
@@ -45,7 +53,7 @@ impl Strategy {
     ///
     /// # Errors
     /// The name is unknown.
-    pub fn parse(text: &str, settings: &Settings) -> Result<Self, UnknownPolicy> {
+    pub fn parse(text: &str, settings: &Settings) -> Result<Self, StrategyError> {
         Ok(Self::new(text.trim().parse()?, settings))
     }
 
@@ -93,7 +101,10 @@ impl Strategy {
         let mut missing = None;
         for (policy, code) in &self.chain {
             match code.pick(decision, rng) {
-                Ok(choice) => return Picked { choice, policy: *policy, missing },
+                Ok(choice) => {
+                    let missing = missing.or_else(|| code.missing(decision));
+                    return Picked { choice, policy: *policy, missing };
+                }
                 Err(why) => missing = missing.or(why),
             }
         }

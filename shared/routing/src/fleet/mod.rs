@@ -1,6 +1,7 @@
 //! What a gateway knows of its fleet, in the form in which a decision reads it.
 
 mod cells;
+mod key;
 mod pressure;
 mod reservation;
 mod table;
@@ -8,6 +9,7 @@ mod table;
 pub(crate) mod tests_support;
 
 pub use cells::{EngineFigures, InFlightSums, LoadCell, Mode, ModelCells, TargetCells};
+pub use key::{name_key, rendezvous};
 pub use pressure::Pressure;
 pub use reservation::{Counters, Reservation};
 pub(crate) use table::Row;

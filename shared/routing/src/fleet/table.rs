@@ -7,6 +7,7 @@ use fairlead_wire::msg::{CacheSource, InstanceInfo};
 use fairlead_wire::{Slot, TargetId, hash_names};
 
 use super::cells::{ModelCells, TargetCells};
+use super::key::name_key;
 
 /// A target as a decision sees it.
 #[derive(Debug)]
@@ -15,6 +16,8 @@ pub struct TargetEntry {
     pub id: TargetId,
     /// Instance name; the rank is appended when the instance has several.
     pub name: Arc<str>,
+    /// Hash of the name, the same in every gateway: see [`rendezvous`](super::rendezvous).
+    pub key: u64,
     /// `host:port` to connect to.
     pub address: Arc<str>,
     /// Rank within the instance.
@@ -39,8 +42,9 @@ impl TargetEntry {
         cells: Arc<TargetCells>,
     ) -> Self {
         let name = if info.dp_ranks > 1 { format!("{}#{rank}", info.name) } else { info.name.clone() };
-        let cache = CacheSource::default();
-        Self { id, name: name.into(), address: info.address.as_str().into(), rank, ready, cache, info, cells }
+        let (key, cache) = (name_key(&name), CacheSource::default());
+        let (name, address) = (name.into(), info.address.as_str().into());
+        Self { id, name, key, address, rank, ready, cache, info, cells }
     }
 
     /// With another source of what is known of its cache than the placements.

@@ -21,7 +21,7 @@ pub(crate) use prefix_cache::PrefixCache;
 pub(crate) use random::Random;
 pub(crate) use round_robin::RoundRobin;
 
-use crate::fleet::{EngineFigures, Fleet, ModelCells, TargetEntry};
+use crate::fleet::{EngineFigures, Fleet, Mode, ModelCells, TargetEntry};
 use crate::registry::PolicyName;
 use crate::request::PlanRequest;
 use crate::rng::Rng;
@@ -75,9 +75,13 @@ impl<'a> Decision<'a> {
         &self.targets[candidate.number as usize]
     }
 
-    /// What the engine of a candidate reported last.
+    /// What the engine of a candidate reported last: nothing while the replicated state is not fresh, since a load
+    /// that was true some time ago attracts everything.
     pub fn figures(&self, candidate: &Candidate) -> EngineFigures {
-        self.target(candidate).cells.load.read()
+        match self.fleet.mode() {
+            Mode::Fresh => self.target(candidate).cells.load.read(),
+            Mode::Stale | Mode::Blind => EngineFigures::default(),
+        }
     }
 
     /// What the request's work at a candidate is predicted to take.
@@ -210,6 +214,20 @@ pub trait Policy: Send + Sync {
     /// The policy's measure of a candidate, least is best: for explain records and weighted sums. `None` where it has
     /// none or lacks a figure.
     fn value(&self, _decision: &Decision<'_>, _candidate: &Candidate) -> Option<f64> {
+        None
+    }
+
+    /// The values of all candidates, in their order: for explain records. Policies whose value depends on the other
+    /// candidates do in one go what [`Policy::value`] does anew for each.
+    fn values(&self, decision: &Decision<'_>, tell: &mut dyn FnMut(usize, Option<f64>)) {
+        for (index, candidate) in decision.candidates.iter().enumerate() {
+            tell(index, self.value(decision, candidate));
+        }
+    }
+
+    /// A figure without which the policy has decided all the same: one of several that it adds up, and which no
+    /// candidate's engine reports.
+    fn missing(&self, _decision: &Decision<'_>) -> Option<Missing> {
         None
     }
 
