@@ -32,5 +32,5 @@ pub use policy::{Candidate, Choice, Decision, Missing, Policy, Predicted, Reason
 pub use registry::{PolicyName, UnknownPolicy};
 pub use request::{PlanRequest, Slo};
 pub use rng::Rng;
-pub use settings::{CostSettings, PrefixCacheSettings, Settings};
+pub use settings::{BadSetting, CostSettings, PrefixCacheSettings, SettingKey, Settings};
 pub use strategy::{Picked, Strategy, StrategyError};

@@ -1,57 +1,204 @@
 //! What can be set about the policies, with the defaults of the systems that they come from.
+//!
+//! Each setting stands once, in the list at the end: type, default, bounds and meaning. The configuration's keys, its
+//! checks and its reference follow from that list by [`Settings::keys`].
 
-/// Settings of all policies.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Settings {
-    /// Of `cost`.
-    pub cost: CostSettings,
-    /// Of `prefix-cache`.
-    pub prefix_cache: PrefixCacheSettings,
+/// One setting, as a configuration sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct SettingKey {
+    /// Name of the policy that it belongs to.
+    pub policy: &'static str,
+    /// What that policy's settings are about.
+    pub about: &'static str,
+    /// Its own name.
+    pub key: &'static str,
+    /// What it means.
+    pub doc: &'static str,
+    /// Only whole numbers make sense.
+    pub whole: bool,
+    /// Least possible value.
+    pub low: f64,
+    /// Greatest possible value.
+    pub high: f64,
+    get: fn(&Settings) -> f64,
+    set: fn(&mut Settings, f64),
 }
 
-/// Settings of `prefix-cache`: the thresholds of PAI-EAS.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct PrefixCacheSettings {
-    /// Below this share of the prompt's blocks, a match does not decide.
-    pub hit_rate: f64,
-    /// A holder with this many requests before their first token, besides one, is busy.
-    pub waiting: u64,
-    /// A busy holder is still taken while its tokens are within this share above the mean.
-    pub tolerance: f64,
+/// A value that a setting cannot have.
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+#[error("{value} is not possible; allowed is a {} from {low} to {high}", if *.whole { "whole number" } else { "number" })]
+pub struct BadSetting {
+    /// What was given.
+    pub value: f64,
+    /// Only whole numbers make sense.
+    pub whole: bool,
+    /// Least possible value.
+    pub low: f64,
+    /// Greatest possible value.
+    pub high: f64,
 }
 
-impl Default for PrefixCacheSettings {
-    fn default() -> Self {
-        Self { hit_rate: 0.5, waiting: 2, tolerance: 0.3 }
+impl SettingKey {
+    /// Its value.
+    pub fn get(&self, settings: &Settings) -> f64 {
+        (self.get)(settings)
+    }
+
+    /// Sets it.
+    ///
+    /// # Errors
+    /// The value lies outside of the bounds, or is no whole number where one is needed.
+    pub fn set(&self, settings: &mut Settings, value: f64) -> Result<(), BadSetting> {
+        let Self { whole, low, high, .. } = *self;
+        // What is not a number lies nowhere.
+        if !(low..=high).contains(&value) || (whole && value.fract() != 0.0) {
+            return Err(BadSetting { value, whole, low, high });
+        }
+        (self.set)(settings, value);
+        Ok(())
     }
 }
 
-/// Settings of `cost`: weights of what a choice does to others, against the request's own time to first token.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct CostSettings {
-    /// On the request's own prefill work.
-    pub own_prefill: f32,
-    /// On that work times what is queued at the target, over `horizon_us`.
-    pub queued_prefill: f32,
-    /// On the decode step with the request in it.
-    pub decode_step: f32,
-    /// On the own prefill work times the requests that decode at the target.
-    pub disturbance: f32,
-    /// On prefill work that is to be done again because the choice evicts what is wanted.
-    pub eviction: f32,
-    /// Costs within this share of the least are drawn from.
-    pub band: f32,
+trait Number: Copy {
+    const WHOLE: bool;
+    fn to(self) -> f64;
+    fn from(value: f64) -> Self;
 }
 
-impl Default for CostSettings {
-    fn default() -> Self {
-        Self {
-            own_prefill: 4.0,
-            queued_prefill: 0.0,
-            decode_step: 120.0,
-            disturbance: 0.1,
-            eviction: 1.0,
-            band: 0.0,
+macro_rules! numbers {
+    ($($number:ty, $whole:literal;)*) => {$(
+        impl Number for $number {
+            const WHOLE: bool = $whole;
+            fn to(self) -> f64 {
+                self as f64
+            }
+            fn from(value: f64) -> Self {
+                value as $number
+            }
         }
+    )*};
+}
+numbers! { f32, false; f64, false; u32, true; u64, true; }
+
+/// The list: for each policy its field, type and name, and for each setting its type, default and bounds.
+macro_rules! settings {
+    ($(
+        $(#[doc = $about:literal])*
+        $policy:ident: $group:ident, $name:literal {
+            $($(#[doc = $doc:literal])* $key:ident: $number:ty = $default:expr, $low:literal to $high:literal;)*
+        }
+    )*) => {
+        /// Settings of all policies.
+        #[derive(Clone, Copy, Debug, Default, PartialEq)]
+        pub struct Settings {
+            $(#[doc = concat!("Of `", $name, "`.")] pub $policy: $group,)*
+        }
+
+        $(
+            $(#[doc = $about])*
+            #[derive(Clone, Copy, Debug, PartialEq)]
+            pub struct $group {
+                $($(#[doc = $doc])* pub $key: $number,)*
+            }
+
+            impl $group {
+                const ABOUT: &'static str = concat!($($about),*);
+            }
+
+            impl Default for $group {
+                fn default() -> Self {
+                    Self { $($key: $default,)* }
+                }
+            }
+        )*
+
+        const KEYS: &[SettingKey] = &[$($(SettingKey {
+            policy: $name,
+            about: $group::ABOUT,
+            key: stringify!($key),
+            doc: concat!($($doc),*),
+            whole: <$number as Number>::WHOLE,
+            low: $low as f64,
+            high: $high as f64,
+            get: |settings| settings.$policy.$key.to(),
+            set: |settings, value| settings.$policy.$key = <$number as Number>::from(value),
+        },)*)*];
+    };
+}
+
+impl Settings {
+    /// Every setting of every policy, those of one policy side by side.
+    pub fn keys() -> &'static [SettingKey] {
+        KEYS
+    }
+}
+
+settings! {
+    /// Weights of what a choice does to others, against the request's own time to first token.
+    cost: CostSettings, "cost" {
+        /// On the request's own prefill work.
+        own_prefill: f32 = 4.0, 0 to 1000;
+        /// On that work times what is queued at the target, over `horizon_us`.
+        queued_prefill: f32 = 0.0, 0 to 1000;
+        /// On the decode step with the request in it.
+        decode_step: f32 = 120.0, 0 to 1000000;
+        /// On the own prefill work times the requests that decode at the target.
+        disturbance: f32 = 0.1, 0 to 1000;
+        /// On prefill work that is to be done again because the choice evicts what is wanted.
+        eviction: f32 = 1.0, 0 to 1000;
+        /// Costs within this share of the least are drawn from.
+        band: f32 = 0.0, 0 to 1;
+    }
+
+    /// The thresholds of PAI-EAS.
+    prefix_cache: PrefixCacheSettings, "prefix-cache" {
+        /// Below this share of the prompt's blocks, a match does not decide.
+        hit_rate: f64 = 0.5, 0 to 1;
+        /// A holder with this many requests before their first token, besides one, is busy.
+        waiting: u64 = 2, 0 to 1000000;
+        /// A busy holder is still taken while its tokens are within this share above the mean.
+        tolerance: f64 = 0.3, 0 to 1000;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_setting_is_within_its_bounds_and_set_by_its_own_key() {
+        let defaults = Settings::default();
+        for (at, key) in Settings::keys().iter().enumerate() {
+            let default = key.get(&defaults);
+            let mut settings = defaults;
+            assert!(
+                key.low < key.high && key.set(&mut settings, default).is_ok(),
+                "{}.{}",
+                key.policy,
+                key.key
+            );
+            assert_eq!(settings, defaults);
+            let other = if default == key.high { key.low } else { key.high };
+            key.set(&mut settings, other).unwrap();
+            for (index, one) in Settings::keys().iter().enumerate() {
+                let want = if index == at { other as f32 } else { one.get(&defaults) as f32 };
+                assert_eq!(one.get(&settings) as f32, want, "{}.{}", one.policy, one.key);
+            }
+            let same = |one: &&SettingKey| (one.policy, one.key) == (key.policy, key.key);
+            assert_eq!(Settings::keys().iter().filter(same).count(), 1);
+            assert!(key.policy.parse::<crate::PolicyName>().is_ok(), "{}", key.policy);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        let key = Settings::keys().iter().find(|key| key.key == "waiting").unwrap();
+        let mut settings = Settings::default();
+        for value in [-1.0, 0.5, 2e6, f64::NAN, f64::INFINITY] {
+            assert!(key.set(&mut settings, value).is_err(), "{value}");
+        }
+        assert_eq!(settings, Settings::default());
+        let said = key.set(&mut settings, 0.5).unwrap_err().to_string();
+        assert_eq!(said, "0.5 is not possible; allowed is a whole number from 0 to 1000000");
     }
 }
