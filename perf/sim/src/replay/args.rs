@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fairlead_routing::{PolicyName, Settings, Strategy};
+use fairlead_routing::{PolicyName, Settings};
 use serde_json::{Map, Value};
 
 use super::{Failure, InstanceSpec, Play, Setup, Slo, Workload};
@@ -112,7 +112,7 @@ pub enum BadReplay {
     },
     /// A policy is unknown.
     #[error(transparent)]
-    Policy(#[from] fairlead_routing::UnknownPolicy),
+    Policy(#[from] super::BadPolicy),
     /// The trace cannot be read.
     #[error(transparent)]
     Trace(#[from] TraceError),
@@ -136,7 +136,7 @@ impl ReplayArgs {
                 let named: Vec<String> = match name {
                     "all" => PolicyName::ALL.iter().map(|policy| policy.as_str().to_owned()).collect(),
                     name => {
-                        let strategy = Strategy::parse(name, &Settings::default());
+                        let strategy = super::strategy(name, &Settings::default());
                         vec![strategy.map_err(|e| bad("policy", name, e))?.label().to_owned()]
                     }
                 };

@@ -6,12 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use fairlead_routing::UnknownPolicy;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::args::{BadReplay, ReplayArgs};
-use super::{Setup, Slo, Summary, Workload, run};
+use super::{BadPolicy, Setup, Slo, Summary, Workload, run};
 
 /// The figures of one policy.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -80,11 +79,11 @@ pub fn run_all(
     seeds: u64,
     slo: &Slo,
     threads: usize,
-) -> Result<Vec<Row>, UnknownPolicy> {
+) -> Result<Vec<Row>, BadPolicy> {
     let jobs: Vec<(usize, u64)> =
         (0..policies.len()).flat_map(|policy| (1..=seeds).map(move |seed| (policy, seed))).collect();
     let next = AtomicUsize::new(0);
-    let done: Mutex<Vec<(usize, u64, Result<Summary, UnknownPolicy>)>> = Mutex::new(Vec::new());
+    let done: Mutex<Vec<(usize, u64, Result<Summary, BadPolicy>)>> = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for _ in 0..threads.min(jobs.len()) {
             scope.spawn(|| {

@@ -9,16 +9,16 @@ use fairlead_prefix::{Hits, Reader};
 use fairlead_replication::{CHORES_US, CONFIRM, Overlay, ReplicaConfig};
 use fairlead_routing::{
     Constants, EngineFigures, Fleet, InFlightSums, Learner, PlanRequest, Reservation, Rng, Scratch, Strategy,
-    TargetCells, TargetEntry, UnknownPolicy, plan,
+    TargetCells, TargetEntry, plan,
 };
 use fairlead_wire::TargetId;
 use fairlead_wire::msg::{CacheSource, EngineKind, HashSpace, InstanceInfo, ModelInfo, ServingRole};
 
-use super::Setup;
 use super::cluster::{Event, World};
 use super::decide::Decider;
 use super::news::{Index, Mail, News, config};
 use super::workload::{RequestId, Workload};
+use super::{BadPolicy, Setup};
 use crate::text::mix;
 
 const MODEL: &str = "m";
@@ -70,12 +70,7 @@ impl Gateways {
     ///
     /// # Errors
     /// The policy is unknown.
-    pub fn new(
-        setup: &Setup,
-        workload: &Arc<Workload>,
-        policy: &str,
-        seed: u64,
-    ) -> Result<Self, UnknownPolicy> {
+    pub fn new(setup: &Setup, workload: &Arc<Workload>, policy: &str, seed: u64) -> Result<Self, BadPolicy> {
         let instances = setup.pool.len();
         let infos: Vec<Arc<InstanceInfo>> =
             (0..instances).map(|i| Arc::new(describe(setup, workload, i))).collect();
@@ -93,7 +88,7 @@ impl Gateways {
                     let _ = overlay.tree.bind(*id);
                 }
                 Ok(Gateway {
-                    strategy: Strategy::parse(policy, &setup.settings)?,
+                    strategy: super::strategy(policy, &setup.settings)?,
                     fleet: Fleet::new([index.reader(), placed]),
                     index: index.reader(),
                     overlay,
@@ -103,7 +98,7 @@ impl Gateways {
                     learners: vec![Learner::new(Constants::PRIOR); instances],
                 })
             })
-            .collect::<Result<_, UnknownPolicy>>()?;
+            .collect::<Result<_, BadPolicy>>()?;
         let mut gateways = Self {
             list,
             index,

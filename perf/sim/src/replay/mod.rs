@@ -19,7 +19,7 @@ mod workload;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use fairlead_routing::{Settings, UnknownPolicy};
+use fairlead_routing::{Settings, Strategy};
 
 pub use args::{BadReplay, ReplayArgs};
 pub use cluster::{Engine, Event, InstanceSpec, NotTaken, World};
@@ -80,16 +80,21 @@ impl Setup {
     }
 }
 
+/// Why a text is no policy.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct BadPolicy(String);
+
+/// The policy that a text names, as in a configuration.
+fn strategy(text: &str, settings: &Settings) -> Result<Strategy, BadPolicy> {
+    Strategy::parse(text, settings).map_err(|error| BadPolicy(error.to_string()))
+}
+
 /// Plays a workload through gateways with a policy, named as in a configuration.
 ///
 /// # Errors
 /// The policy is unknown.
-pub fn run(
-    setup: &Setup,
-    workload: &Arc<Workload>,
-    policy: &str,
-    seed: u64,
-) -> Result<Outcome, UnknownPolicy> {
+pub fn run(setup: &Setup, workload: &Arc<Workload>, policy: &str, seed: u64) -> Result<Outcome, BadPolicy> {
     let mut gateways = Gateways::new(setup, workload, policy, seed)?;
     let outcome = run_with(setup, workload, &mut gateways, seed);
     debug_assert_eq!(gateways.in_flight(), Default::default(), "every reservation is released");
