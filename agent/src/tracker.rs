@@ -113,6 +113,7 @@ impl Tracker {
                     (last.recent_queries > 0.0)
                         .then(|| (last.recent_hits / last.recent_queries).clamp(0.0, 1.0) as f32)
                 }),
+                ..RankLoad::default()
             });
         }
         seen

@@ -119,6 +119,14 @@ fn load_json(load: &RankLoad, now_us: u64) -> Value {
         "prompt_tokens_per_s": load.prompt_tokens_per_s,
         "generation_tokens_per_s": load.generation_tokens_per_s,
         "cache_hit_rate": load.cache_hit_rate,
+        "host_kv_usage": load.host_kv_usage,
+        "queue_time_s": load.queue_time_s,
+        "prefill_time_s": load.prefill_time_s,
+        "decode_time_s": load.decode_time_s,
+        "request_prompt_tokens": load.request_prompt_tokens,
+        "request_generation_tokens": load.request_generation_tokens,
+        "busy": load.busy,
+        "utilization": load.utilization,
     })
 }
 

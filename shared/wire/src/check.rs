@@ -2,7 +2,7 @@
 
 use crate::limits::{
     MAX_ABOVE, MAX_BLOCK_SIZE, MAX_BLOCK_TOKENS, MAX_COUNT, MAX_GATEWAYS, MAX_ITEMS, MAX_LABELS, MAX_MODELS,
-    MAX_NAME, MAX_PATH, MAX_RANKS, MAX_RATE, MAX_TARGETS, MAX_TEXT,
+    MAX_NAME, MAX_PATH, MAX_RANKS, MAX_RATE, MAX_SECONDS, MAX_TARGETS, MAX_TEXT,
 };
 use crate::msg::{
     CacheEvents, CacheOp, Delta, EngineLoad, Feedback, GatewayLoad, Hello, InFlight, IndexOp, InstanceInfo,
@@ -191,7 +191,15 @@ impl Check for RankLoad {
         within_opt("load.kv_total_tokens", self.kv_total_tokens, 0, MAX_COUNT)?;
         within_opt("load.prompt_tokens_per_s", self.prompt_tokens_per_s, 0.0, MAX_RATE)?;
         within_opt("load.generation_tokens_per_s", self.generation_tokens_per_s, 0.0, MAX_RATE)?;
-        within_opt("load.cache_hit_rate", self.cache_hit_rate, 0.0, 1.0)
+        within_opt("load.cache_hit_rate", self.cache_hit_rate, 0.0, 1.0)?;
+        within_opt("load.host_kv_usage", self.host_kv_usage, 0.0, 1.0)?;
+        within_opt("load.queue_time_s", self.queue_time_s, 0.0, MAX_SECONDS)?;
+        within_opt("load.prefill_time_s", self.prefill_time_s, 0.0, MAX_SECONDS)?;
+        within_opt("load.decode_time_s", self.decode_time_s, 0.0, MAX_SECONDS)?;
+        within_opt("load.request_prompt_tokens", self.request_prompt_tokens, 0.0, MAX_RATE)?;
+        within_opt("load.request_generation_tokens", self.request_generation_tokens, 0.0, MAX_RATE)?;
+        within_opt("load.busy", self.busy, 0.0, 1.0)?;
+        within_opt("load.utilization", self.utilization, 0.0, 1.0)
     }
 }
 

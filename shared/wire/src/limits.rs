@@ -24,6 +24,8 @@ pub const MAX_BLOCK_SIZE: u32 = 65_536;
 pub const MAX_COUNT: u64 = 1 << 40;
 /// Largest rate, per second.
 pub const MAX_RATE: f32 = 1e9;
+/// Longest time that a mean over requests may tell, seconds: more than a month is no request.
+pub const MAX_SECONDS: f32 = 4e6;
 /// Tokens of one routing block.
 pub const MAX_BLOCK_TOKENS: u32 = 1024;
 /// Blocks listed to place others in the tree: with one anchor in [`crate::ANCHOR_SPACING`] blocks, a longer stretch

@@ -184,6 +184,23 @@ pub struct RankLoad {
     pub generation_tokens_per_s: Option<f32>,
     /// Share of prompt tokens served from cache.
     pub cache_hit_rate: Option<f32>,
+    /// Share of the room for KV outside of the accelerator in use, 0 to 1.
+    pub host_kv_usage: Option<f32>,
+    /// Mean time that a request waited before its prefill began, seconds. This mean and the four below are over the
+    /// requests that ended lately; 0 where none did.
+    pub queue_time_s: Option<f32>,
+    /// Mean time from then to its first token, seconds.
+    pub prefill_time_s: Option<f32>,
+    /// Mean time from there to its end, seconds.
+    pub decode_time_s: Option<f32>,
+    /// Mean prompt tokens of a request.
+    pub request_prompt_tokens: Option<f32>,
+    /// Mean generated tokens of a request.
+    pub request_generation_tokens: Option<f32>,
+    /// Share of the time lately in which requests were running, as the agent saw it.
+    pub busy: Option<f32>,
+    /// Share of what the engine can take that is in use, 0 to 1: as the engine tells it, else as the agent reckons it.
+    pub utilization: Option<f32>,
 }
 
 /// Agent to scheduler: the engine is ready (or changed what it serves).

@@ -52,8 +52,11 @@ fn load(rank: u16) -> impl Strategy<Value = RankLoad> {
     let counts = (option::of(0u32..1 << 20), option::of(0u32..1 << 20), option::of(0u64..1 << 40));
     let shares =
         (option::of(0f32..=1.0), option::of(0f32..1e6), option::of(0f32..1e6), option::of(0f32..=1.0));
-    (any::<u64>(), counts, shares, option::of(any::<u64>()), option::of(any::<u64>())).prop_map(
-        move |(taken_us, counts, shares, prompt, generation)| RankLoad {
+    let seconds = || option::of(0f32..1e6);
+    let means = (seconds(), seconds(), seconds(), option::of(0f32..1e6), option::of(0f32..1e6));
+    let more = (option::of(0f32..=1.0), option::of(0f32..=1.0), option::of(0f32..=1.0));
+    (any::<u64>(), counts, shares, option::of(any::<u64>()), option::of(any::<u64>()), means, more).prop_map(
+        move |(taken_us, counts, shares, prompt, generation, means, more)| RankLoad {
             rank,
             taken_us,
             running: counts.0,
@@ -65,6 +68,14 @@ fn load(rank: u16) -> impl Strategy<Value = RankLoad> {
             prompt_tokens_per_s: shares.1,
             generation_tokens_per_s: shares.2,
             cache_hit_rate: shares.3,
+            host_kv_usage: more.0,
+            queue_time_s: means.0,
+            prefill_time_s: means.1,
+            decode_time_s: means.2,
+            request_prompt_tokens: means.3,
+            request_generation_tokens: means.4,
+            busy: more.1,
+            utilization: more.2,
         },
     )
 }
@@ -440,6 +451,12 @@ fn lies_about_load_are_named() {
             "load.prompt_tokens_per_s: inf",
         ),
         (RankLoad { running: Some(u32::MAX), ..RankLoad::default() }, "load.running: 4294967295"),
+        (RankLoad { queue_time_s: Some(f32::NAN), ..RankLoad::default() }, "load.queue_time_s: NaN"),
+        (RankLoad { decode_time_s: Some(-1.0), ..RankLoad::default() }, "load.decode_time_s: -1"),
+        (RankLoad { busy: Some(1.5), ..RankLoad::default() }, "load.busy: 1.5"),
+        (RankLoad { utilization: Some(f32::INFINITY), ..RankLoad::default() }, "load.utilization: inf"),
+        (RankLoad { host_kv_usage: Some(2.0), ..RankLoad::default() }, "load.host_kv_usage: 2"),
+        (RankLoad { request_prompt_tokens: Some(1e12), ..RankLoad::default() }, "load.request_prompt_tokens"),
         (RankLoad { rank: 1024, ..RankLoad::default() }, "load.rank: 1024"),
     ];
     for (load, want) in cases {

@@ -47,12 +47,29 @@ pub struct EngineFigures {
     pub waiting: Option<u32>,
     /// Share of KV room in use.
     pub kv_usage: Option<f32>,
+    /// Share of the KV room outside of the accelerator in use.
+    pub host_kv_usage: Option<f32>,
     /// KV room, tokens.
     pub kv_total_tokens: Option<u64>,
     /// Prompt tokens per second.
     pub prompt_tokens_per_s: Option<f32>,
     /// Generated tokens per second.
     pub generation_tokens_per_s: Option<f32>,
+    /// Mean time before prefill of the requests that ended lately, seconds. This mean and the four below are 0 where no
+    /// request ended lately.
+    pub queue_time_s: Option<f32>,
+    /// Their mean time from there to the first token, seconds.
+    pub prefill_time_s: Option<f32>,
+    /// Their mean time from the first token to the end, seconds.
+    pub decode_time_s: Option<f32>,
+    /// Their mean prompt tokens.
+    pub request_prompt_tokens: Option<f32>,
+    /// Their mean generated tokens.
+    pub request_generation_tokens: Option<f32>,
+    /// Share of the time lately in which requests were running.
+    pub busy: Option<f32>,
+    /// Share of what the engine can take that is in use.
+    pub utilization: Option<f32>,
     /// Requests that the report showed beyond what all gateways had in flight at its time: foreign traffic.
     pub foreign_requests: Option<u32>,
     /// When the figures were taken, this process's clock, microseconds.
@@ -66,6 +83,17 @@ const KV_TOTAL: u64 = 8;
 const PROMPT_RATE: u64 = 16;
 const GENERATION_RATE: u64 = 32;
 const FOREIGN: u64 = 64;
+const HOST_KV_USAGE: u64 = 128;
+const QUEUE_TIME: u64 = 256;
+const PREFILL_TIME: u64 = 512;
+const DECODE_TIME: u64 = 1_024;
+const REQUEST_PROMPT: u64 = 2_048;
+const REQUEST_GENERATION: u64 = 4_096;
+const BUSY: u64 = 8_192;
+const UTILIZATION: u64 = 16_384;
+
+/// Words of a record.
+const WORDS: usize = 10;
 
 /// A seqlock record of [`EngineFigures`]: one writer (the control thread), readers that retry while a write is under
 /// way. Every word is an atomic, so a torn read is seen as such and never undefined.
@@ -74,7 +102,7 @@ const FOREIGN: u64 = 64;
 pub struct LoadCell {
     /// What is known, and the foreign requests: first, so that it shares a cache line with what stands before the
     /// record in [`TargetCells`].
-    words: [AtomicU64; 6],
+    words: [AtomicU64; WORDS],
     sequence: AtomicU64,
 }
 
@@ -100,7 +128,7 @@ impl LoadCell {
                 std::hint::spin_loop();
                 continue;
             }
-            let words: [u64; 6] = std::array::from_fn(|i| self.words[i].load(Ordering::Relaxed));
+            let words: [u64; WORDS] = std::array::from_fn(|i| self.words[i].load(Ordering::Relaxed));
             fence(Ordering::Acquire);
             if self.sequence.load(Ordering::Relaxed) == before {
                 return decode(&words);
@@ -117,8 +145,9 @@ impl LoadCell {
     }
 }
 
-fn encode(f: &EngineFigures) -> [u64; 6] {
+fn encode(f: &EngineFigures) -> [u64; WORDS] {
     let pair = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
+    let bits = |figure: Option<f32>| figure.unwrap_or(0.0).to_bits();
     let mut known = 0;
     let mut flag = |bit, is_known: bool| known |= if is_known { bit } else { 0 };
     flag(RUNNING, f.running.is_some());
@@ -128,30 +157,48 @@ fn encode(f: &EngineFigures) -> [u64; 6] {
     flag(PROMPT_RATE, f.prompt_tokens_per_s.is_some());
     flag(GENERATION_RATE, f.generation_tokens_per_s.is_some());
     flag(FOREIGN, f.foreign_requests.is_some());
+    flag(HOST_KV_USAGE, f.host_kv_usage.is_some());
+    flag(QUEUE_TIME, f.queue_time_s.is_some());
+    flag(PREFILL_TIME, f.prefill_time_s.is_some());
+    flag(DECODE_TIME, f.decode_time_s.is_some());
+    flag(REQUEST_PROMPT, f.request_prompt_tokens.is_some());
+    flag(REQUEST_GENERATION, f.request_generation_tokens.is_some());
+    flag(BUSY, f.busy.is_some());
+    flag(UTILIZATION, f.utilization.is_some());
     [
         known | u64::from(f.foreign_requests.unwrap_or(0)) << 32,
         pair(f.running.unwrap_or(0), f.waiting.unwrap_or(0)),
-        u64::from(f.kv_usage.unwrap_or(0.0).to_bits()),
+        pair(bits(f.kv_usage), bits(f.host_kv_usage)),
         f.kv_total_tokens.unwrap_or(0),
-        pair(
-            f.prompt_tokens_per_s.unwrap_or(0.0).to_bits(),
-            f.generation_tokens_per_s.unwrap_or(0.0).to_bits(),
-        ),
+        pair(bits(f.prompt_tokens_per_s), bits(f.generation_tokens_per_s)),
         f.taken_us,
+        pair(bits(f.queue_time_s), bits(f.prefill_time_s)),
+        pair(bits(f.decode_time_s), bits(f.request_prompt_tokens)),
+        pair(bits(f.request_generation_tokens), bits(f.busy)),
+        u64::from(bits(f.utilization)),
     ]
 }
 
-fn decode(w: &[u64; 6]) -> EngineFigures {
+fn decode(w: &[u64; WORDS]) -> EngineFigures {
     let low = |word: u64| word as u32;
     let high = |word: u64| (word >> 32) as u32;
     let has = |bit| w[0] & bit != 0;
+    let float = |bit, bits: u32| has(bit).then(|| f32::from_bits(bits));
     EngineFigures {
         running: has(RUNNING).then(|| low(w[1])),
         waiting: has(WAITING).then(|| high(w[1])),
-        kv_usage: has(KV_USAGE).then(|| f32::from_bits(low(w[2]))),
+        kv_usage: float(KV_USAGE, low(w[2])),
+        host_kv_usage: float(HOST_KV_USAGE, high(w[2])),
         kv_total_tokens: has(KV_TOTAL).then_some(w[3]),
-        prompt_tokens_per_s: has(PROMPT_RATE).then(|| f32::from_bits(low(w[4]))),
-        generation_tokens_per_s: has(GENERATION_RATE).then(|| f32::from_bits(high(w[4]))),
+        prompt_tokens_per_s: float(PROMPT_RATE, low(w[4])),
+        generation_tokens_per_s: float(GENERATION_RATE, high(w[4])),
+        queue_time_s: float(QUEUE_TIME, low(w[6])),
+        prefill_time_s: float(PREFILL_TIME, high(w[6])),
+        decode_time_s: float(DECODE_TIME, low(w[7])),
+        request_prompt_tokens: float(REQUEST_PROMPT, high(w[7])),
+        request_generation_tokens: float(REQUEST_GENERATION, low(w[8])),
+        busy: float(BUSY, high(w[8])),
+        utilization: float(UTILIZATION, low(w[9])),
         foreign_requests: has(FOREIGN).then(|| high(w[0])),
         taken_us: w[5],
     }
@@ -318,16 +365,33 @@ mod tests {
             running: Some(0),
             waiting: None,
             kv_usage: Some(0.5),
+            host_kv_usage: None,
             kv_total_tokens: Some(1 << 40),
             prompt_tokens_per_s: None,
             generation_tokens_per_s: Some(1.25),
+            queue_time_s: Some(0.0),
+            prefill_time_s: None,
+            decode_time_s: Some(2.5),
+            request_prompt_tokens: None,
+            request_generation_tokens: Some(7.0),
+            busy: None,
+            utilization: Some(0.125),
             foreign_requests: Some(3),
             taken_us: 99,
+        };
+        let others = EngineFigures {
+            host_kv_usage: Some(0.25),
+            prefill_time_s: Some(0.5),
+            request_prompt_tokens: Some(11.0),
+            busy: Some(0.75),
+            ..EngineFigures::default()
         };
         assert_eq!(cell.foreign_requests(), None);
         cell.store(&some);
         assert_eq!(cell.read(), some);
         assert_eq!(cell.foreign_requests(), Some(3));
+        cell.store(&others);
+        assert_eq!(cell.read(), others);
     }
 
     #[test]
