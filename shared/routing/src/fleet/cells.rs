@@ -275,8 +275,11 @@ impl TargetCells {
 
     /// Replaces the sums of the other gateways, as they became known at `now_us`.
     pub fn set_peers(&self, sums: InFlightSums, now_us: u64) {
-        // Fewer before their first token: the target has just come that far.
-        if sums.prefilling < self.peers.prefilling.load(Ordering::Relaxed) {
+        // Fewer before their first token: the target has just come that far. The first there: it begins with it now,
+        // and what it had time for before was nothing.
+        let before = self.peers.prefilling.load(Ordering::Relaxed);
+        let idle = before == 0 && self.counters.in_flight().prefilling == 0;
+        if sums.prefilling < before || (idle && sums.prefilling > 0) {
             self.counters.progressed(now_us);
         }
         self.peers.requests.store(sums.requests, Ordering::Relaxed);
@@ -421,6 +424,16 @@ mod tests {
         }
         stop.store(true, Ordering::Relaxed);
         reader.join().unwrap();
+    }
+
+    #[test]
+    fn the_others_prompts_move_the_time_of_progress_at_their_first_and_with_each_that_is_done() {
+        let cells = TargetCells::new();
+        let peers = |prefilling| InFlightSums { prefilling, ..InFlightSums::default() };
+        for (now, prefilling, progress) in [(10, 1, 10), (20, 2, 10), (30, 1, 30), (40, 0, 40), (90, 1, 90)] {
+            cells.set_peers(peers(prefilling), now);
+            assert_eq!(cells.counters.progress_us(), progress, "at {now}");
+        }
     }
 
     #[test]
