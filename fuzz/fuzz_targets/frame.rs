@@ -4,10 +4,10 @@
 use std::sync::LazyLock;
 
 use fairlead_wire::msg::{
-    CacheEvents, CacheOp, CacheSource, Delta, EngineKind, EngineLoad, Feedback, GatewayLoad, HashSpace,
-    Hello, Holding, InFlight, IndexOp, InstanceInfo, LoadUpdate, ModelInfo, Op, PeerLoad, Placement,
-    Placements, RankLoad, Recollection, Refuse, RefuseCode, Register, Report, Role, Run, ServingRole,
-    SnapshotChunk, TargetFeedback, TargetInfo,
+    CacheEvents, CacheOp, CacheSource, Costs, Delta, EngineKind, EngineLoad, Feedback, GatewayLoad,
+    HashSpace, Hello, Holding, InFlight, IndexOp, InstanceInfo, LoadUpdate, ModelInfo, Op, PeerLoad,
+    Placement, Placements, RankLoad, Recollection, Refuse, RefuseCode, Register, Report, Role, Run,
+    ServingRole, SnapshotChunk, TargetCosts, TargetFeedback, TargetInfo,
 };
 use fairlead_wire::{Frame, Header, Kind, Message, Stamp, TargetId};
 use libfuzzer_sys::fuzz_target;
@@ -78,9 +78,32 @@ fn samples() -> Vec<Message> {
         labels: vec![("zone".into(), "z".into())],
     };
     let load = RankLoad { rank: 0, running: Some(2), kv_usage: Some(0.5), ..RankLoad::default() };
-    let info =
-        TargetInfo { target, rank: 1, ready: true, cache: CacheSource::Events, instance: instance.clone() };
-    let flight = InFlight { target, requests: 2, prefilling: 1, prefill_tokens: 100, context_tokens: 50 };
+    let costs = Costs {
+        prefill: 33.0,
+        attention: 0.001,
+        step: 6_000.0,
+        sequence: 30.0,
+        context: 0.02,
+        chunk: 1_024.0,
+        prefills: 20,
+        decodes: 30,
+    };
+    let info = TargetInfo {
+        target,
+        rank: 1,
+        ready: true,
+        cache: CacheSource::Events,
+        costs: Some(costs),
+        instance: instance.clone(),
+    };
+    let flight = InFlight {
+        target,
+        requests: 2,
+        prefilling: 1,
+        prefill_tokens: 100,
+        prefill_us: 3_300,
+        context_tokens: 50,
+    };
     let holder = Holding { target, depth: 3, missing: vec![(1, 1)] };
     let ops = vec![
         Op::Target(info.clone()),
@@ -91,6 +114,7 @@ fn samples() -> Vec<Message> {
         Op::Index(IndexOp::Evict { run: 21 }),
         Op::TargetGone { target },
         Op::EpochSettled,
+        Op::Costs(TargetCosts { target, costs }),
     ];
     vec![
         Message::Hello(Hello {
@@ -137,6 +161,7 @@ fn samples() -> Vec<Message> {
                 cached_tokens: 64,
                 ..TargetFeedback::default()
             }],
+            costs: vec![TargetCosts { target, costs }],
         }),
         Message::Delta(Delta { ops }),
         Message::Snapshot(SnapshotChunk {

@@ -98,13 +98,11 @@ impl ReplicaSink for FleetSink {
 
     fn peer_load(&mut self, id: TargetId, sums: &InFlight, now_us: u64) {
         if let Some(entry) = self.known(id) {
-            // Peers tell tokens; what that takes here follows from this target's constants.
-            let prefill_us = (sums.prefill_tokens as f32 * entry.cells.costs.read().prefill) as u64;
             let sums = InFlightSums {
                 requests: u64::from(sums.requests),
                 prefilling: u64::from(sums.prefilling),
                 prefill_tokens: sums.prefill_tokens,
-                prefill_us,
+                prefill_us: sums.prefill_us,
                 context_tokens: sums.context_tokens,
             };
             entry.cells.set_peers(sums, now_us);
@@ -137,6 +135,7 @@ impl ReservationSource for FleetSink {
             requests: narrow(sums.requests),
             prefilling: narrow(sums.prefilling),
             prefill_tokens: sums.prefill_tokens,
+            prefill_us: sums.prefill_us,
             context_tokens: sums.context_tokens,
         }
     }

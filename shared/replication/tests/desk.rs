@@ -304,7 +304,7 @@ fn answers_correct_what_a_target_is_believed_to_hold() {
     let held = |desk: &Desk| desk.truth.index().held_by(id.slot);
     assert!((350..=400).contains(&held(&desk)), "{}", held(&desk));
     for _ in 0..6 {
-        desk.says(2, Feedback { items: vec![answers(50_000)] });
+        desk.says(2, Feedback { items: vec![answers(50_000)], ..Feedback::default() });
     }
     let view = desk.truth.targets().remove(0);
     assert!(view.capacity_factor < 0.5 && view.cached_ratio.is_some_and(|ratio| ratio < 0.6), "{view:?}");
@@ -313,6 +313,9 @@ fn answers_correct_what_a_target_is_believed_to_hold() {
     place(&mut desk, paths(101, 5).split_off(100));
     assert!(held(&desk) <= view.believed_blocks.unwrap() && held(&desk) < 200, "{} {view:?}", held(&desk));
     // Of targets that are gone, and of none at all.
-    desk.says(2, Feedback { items: vec![TargetFeedback { target: 4_000, ..answers(0) }] });
-    desk.says(2, Feedback { items: Vec::new() });
+    desk.says(
+        2,
+        Feedback { items: vec![TargetFeedback { target: 4_000, ..answers(0) }], ..Feedback::default() },
+    );
+    desk.says(2, Feedback::default());
 }

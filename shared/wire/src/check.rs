@@ -1,13 +1,14 @@
 //! Meaning of messages: ranges of fields, checked after the archive's structure.
 
 use crate::limits::{
-    MAX_ABOVE, MAX_BLOCK_SIZE, MAX_BLOCK_TOKENS, MAX_COUNT, MAX_GATEWAYS, MAX_ITEMS, MAX_LABELS, MAX_MODELS,
-    MAX_NAME, MAX_PATH, MAX_RANKS, MAX_RATE, MAX_SECONDS, MAX_TARGETS, MAX_TEXT,
+    MAX_ABOVE, MAX_BLOCK_SIZE, MAX_BLOCK_TOKENS, MAX_COST, MAX_COUNT, MAX_GATEWAYS, MAX_ITEMS, MAX_LABELS,
+    MAX_MODELS, MAX_NAME, MAX_OBSERVATIONS, MAX_PATH, MAX_RANKS, MAX_RATE, MAX_SECONDS, MAX_TARGETS,
+    MAX_TEXT,
 };
 use crate::msg::{
-    CacheEvents, CacheOp, Delta, EngineLoad, Feedback, GatewayLoad, Hello, InFlight, IndexOp, InstanceInfo,
-    LoadUpdate, Op, Ping, Placements, Pong, RankLoad, Recollection, Refuse, Register, Report, Resume, Run,
-    SnapshotChunk, TargetInfo, Welcome,
+    CacheEvents, CacheOp, Costs, Delta, EngineLoad, Feedback, GatewayLoad, Hello, InFlight, IndexOp,
+    InstanceInfo, LoadUpdate, Op, Ping, Placements, Pong, RankLoad, Recollection, Refuse, Register, Report,
+    Resume, Run, SnapshotChunk, TargetCosts, TargetInfo, Welcome,
 };
 use crate::{Slot, TargetId};
 
@@ -229,6 +230,7 @@ fn in_flight(field: &str, list: &[InFlight]) -> Checked {
         within(field, entry.requests, 0, 1 << 24)?;
         within(field, entry.prefilling, 0, 1 << 24)?;
         within(field, entry.prefill_tokens, 0, MAX_COUNT)?;
+        within(field, entry.prefill_us, 0, MAX_COUNT)?;
         within(field, entry.context_tokens, 0, MAX_COUNT)?;
     }
     Ok(())
@@ -282,7 +284,31 @@ impl Check for Feedback {
             within("feedback.prompt_tokens", item.prompt_tokens, 0, MAX_COUNT)?;
             within("feedback.prompt_bytes", item.prompt_bytes, 0, MAX_COUNT)?;
         }
-        Ok(())
+        at_most("feedback.costs", self.costs.len(), MAX_TARGETS)?;
+        self.costs.iter().try_for_each(Check::check)
+    }
+}
+
+impl Check for Costs {
+    fn check(&self) -> Checked {
+        let numbers = [
+            ("costs.prefill", self.prefill),
+            ("costs.attention", self.attention),
+            ("costs.step", self.step),
+            ("costs.sequence", self.sequence),
+            ("costs.context", self.context),
+            ("costs.chunk", self.chunk),
+        ];
+        numbers.iter().try_for_each(|&(field, number)| within(field, number, 1.0 / MAX_COST, MAX_COST))?;
+        within("costs.prefills", self.prefills, 0, MAX_OBSERVATIONS)?;
+        within("costs.decodes", self.decodes, 0, MAX_OBSERVATIONS)
+    }
+}
+
+impl Check for TargetCosts {
+    fn check(&self) -> Checked {
+        target("costs.target", self.target)?;
+        self.costs.check()
     }
 }
 
@@ -290,6 +316,7 @@ impl Check for TargetInfo {
     fn check(&self) -> Checked {
         target("target.target", self.target)?;
         self.instance.check()?;
+        self.costs.as_ref().map_or(Ok(()), Check::check)?;
         within("target.rank", self.rank, 0, self.instance.dp_ranks - 1)
     }
 }
@@ -330,6 +357,7 @@ impl Check for Delta {
                 Op::TargetGone { target: id } => target("target_gone.target", *id)?,
                 Op::Index(op) => op.check()?,
                 Op::EpochSettled => {}
+                Op::Costs(told) => told.check()?,
             }
         }
         Ok(())

@@ -418,7 +418,7 @@ bodies! {
     LoadUpdate(LoadUpdate) = 14,
     /// Changes of an engine's KV cache.
     CacheEvents(CacheEvents) = 15,
-    /// Predicted against reported cache hits.
+    /// What answers showed: cache hits, and what work costs.
     Feedback(Feedback) = 16,
 }
 

@@ -26,6 +26,10 @@ pub const MAX_COUNT: u64 = 1 << 40;
 pub const MAX_RATE: f32 = 1e9;
 /// Longest time that a mean over requests may tell, seconds: more than a month is no request.
 pub const MAX_SECONDS: f32 = 4e6;
+/// Largest learnt cost, and the inverse of the least, microseconds.
+pub const MAX_COST: f32 = 1e9;
+/// Observations that one message may claim for a target.
+pub const MAX_OBSERVATIONS: u32 = 1 << 24;
 /// Tokens of one routing block.
 pub const MAX_BLOCK_TOKENS: u32 = 1024;
 /// Blocks listed to place others in the tree: with one anchor in [`crate::ANCHOR_SPACING`] blocks, a longer stretch

@@ -234,6 +234,8 @@ pub struct InFlight {
     pub prefilling: u32,
     /// Uncached prompt tokens not yet prefilled.
     pub prefill_tokens: u64,
+    /// The same as work of the target, as this gateway predicts it, microseconds.
+    pub prefill_us: u64,
     /// Prompt tokens of requests past their first token.
     pub context_tokens: u64,
 }
@@ -351,11 +353,45 @@ pub struct TargetFeedback {
     pub prompt_bytes: u64,
 }
 
-/// Gateway to scheduler: predicted against reported cache hits, at most once a second.
-#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+/// What a target's work costs in time, as learnt from its answers: the constants of the step model in
+/// `fairlead-routing`. Microseconds, but for the last and the counts.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq)]
+pub struct Costs {
+    /// One uncached prompt token.
+    pub prefill: f32,
+    /// One uncached prompt token, for each token of context before it.
+    pub attention: f32,
+    /// A decode step by itself.
+    pub step: f32,
+    /// One sequence in a decode step.
+    pub sequence: f32,
+    /// One token of context of a decoding sequence, in a decode step.
+    pub context: f32,
+    /// Prompt tokens that a step takes while prompts wait, tokens.
+    pub chunk: f32,
+    /// Observations behind `prefill`, `attention` and `chunk`; with none, these say nothing.
+    pub prefills: u32,
+    /// Observations behind `step`, `sequence` and `context`.
+    pub decodes: u32,
+}
+
+/// What a gateway has learnt of one target.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq)]
+pub struct TargetCosts {
+    /// Packed [`crate::TargetId`].
+    pub target: u32,
+    /// What it has learnt; counts are of observations since it last told of this target.
+    pub costs: Costs,
+}
+
+/// Gateway to scheduler: what answers showed. Predicted against reported cache hits, at most once a second, and what
+/// targets' work costs, where that has changed.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
 pub struct Feedback {
     /// Targets that answered since the last message.
     pub items: Vec<TargetFeedback>,
+    /// Targets whose learnt costs have changed.
+    pub costs: Vec<TargetCosts>,
 }
 
 /// A target as gateways see it.
@@ -369,6 +405,8 @@ pub struct TargetInfo {
     pub ready: bool,
     /// Where the index learns what it holds.
     pub cache: CacheSource,
+    /// What its work costs, as all gateways have learnt together; `None` while nothing is known of its like.
+    pub costs: Option<Costs>,
     /// The instance.
     pub instance: InstanceInfo,
 }
@@ -439,6 +477,8 @@ pub enum Op {
     Index(IndexOp),
     /// The new epoch's scheduler has heard from everybody it can expect to: what is still provisional is void.
     EpochSettled,
+    /// What the gateways have learnt of a target's costs has changed.
+    Costs(TargetCosts),
 }
 
 /// Scheduler to gateways: sequenced operations. The frame header carries epoch, base and new sequence.

@@ -87,6 +87,7 @@ fn in_flight() -> impl Strategy<Value = InFlight> {
             requests,
             prefilling: requests / 2,
             prefill_tokens,
+            prefill_us: prefill_tokens / 3,
             context_tokens,
         },
     )
@@ -98,13 +99,36 @@ fn target_info() -> impl Strategy<Value = TargetInfo> {
         Just(CacheSource::Events),
         Just(CacheSource::PartialEvents)
     ];
-    (target(), any::<bool>(), cache, instance()).prop_map(|(target, ready, cache, instance)| TargetInfo {
-        target,
-        rank: instance.dp_ranks - 1,
-        ready,
-        cache,
-        instance,
-    })
+    (target(), any::<bool>(), cache, option::of(costs()), instance()).prop_map(
+        |(target, ready, cache, costs, instance)| TargetInfo {
+            target,
+            rank: instance.dp_ranks - 1,
+            ready,
+            cache,
+            costs,
+            instance,
+        },
+    )
+}
+
+fn costs() -> impl Strategy<Value = Costs> {
+    let cost = || 1e-9f32..1e9;
+    ((cost(), cost(), cost()), (cost(), cost(), cost()), 0u32..1 << 24, 0u32..1 << 24).prop_map(
+        |((prefill, attention, step), (sequence, context, chunk), prefills, decodes)| Costs {
+            prefill,
+            attention,
+            step,
+            sequence,
+            context,
+            chunk,
+            prefills,
+            decodes,
+        },
+    )
+}
+
+fn target_costs() -> impl Strategy<Value = TargetCosts> {
+    (target(), costs()).prop_map(|(target, costs)| TargetCosts { target, costs })
 }
 
 fn space() -> impl Strategy<Value = HashSpace> {
@@ -164,6 +188,7 @@ fn op() -> impl Strategy<Value = Op> {
         target().prop_map(|target| Op::TargetGone { target }),
         index_op().prop_map(Op::Index),
         Just(Op::EpochSettled),
+        target_costs().prop_map(Op::Costs),
     ]
 }
 
@@ -252,7 +277,8 @@ fn message() -> impl Strategy<Value = Message> {
         ),
         vec(op(), 0..6).prop_map(|ops| Message::Delta(Delta { ops })),
         events.prop_map(Message::CacheEvents),
-        vec(feedback(), 0..5).prop_map(|items| Message::Feedback(Feedback { items })),
+        (vec(feedback(), 0..5), vec(target_costs(), 0..5))
+            .prop_map(|(items, costs)| Message::Feedback(Feedback { items, costs })),
         (text(), 0u16..1024, any::<u64>(), vec(path(), 0..4), any::<bool>()).prop_map(
             |(instance, rank, incarnation, paths, last)| Message::Recollection(Recollection {
                 instance,
@@ -437,6 +463,38 @@ fn lies_about_an_instance_are_named() {
         let error = encode(&Register { instance }, Stamp::default()).unwrap_err().to_string();
         assert!(error.contains(want), "{error:?} does not say {want:?}");
     }
+}
+
+#[test]
+fn lies_about_costs_are_named() {
+    let honest = Costs {
+        prefill: 30.0,
+        attention: 0.001,
+        step: 6_000.0,
+        sequence: 30.0,
+        context: 0.02,
+        chunk: 1_024.0,
+        prefills: 1,
+        decodes: 1,
+    };
+    let told = |costs| Feedback { items: Vec::new(), costs: vec![TargetCosts { target: 0, costs }] };
+    assert!(encode(&told(honest), Stamp::default()).is_ok());
+    let cases = [
+        (Costs { prefill: f32::NAN, ..honest }, "costs.prefill: NaN is not within"),
+        (Costs { attention: f32::INFINITY, ..honest }, "costs.attention: inf"),
+        (Costs { step: 0.0, ..honest }, "costs.step: 0 is not within"),
+        (Costs { sequence: -1.0, ..honest }, "costs.sequence: -1"),
+        (Costs { context: 1e-12, ..honest }, "costs.context: "),
+        (Costs { chunk: 2e9, ..honest }, "costs.chunk: 2000000000"),
+        (Costs { prefills: u32::MAX, ..honest }, "costs.prefills: 4294967295"),
+        (Costs { decodes: (1 << 24) + 1, ..honest }, "costs.decodes: 16777217"),
+    ];
+    for (costs, want) in cases {
+        let error = encode(&told(costs), Stamp::default()).unwrap_err().to_string();
+        assert!(error.contains(want), "{error:?} does not say {want:?}");
+    }
+    let crowd = Feedback { items: Vec::new(), costs: vec![told(honest).costs[0]; 4_097] };
+    assert!(encode(&crowd, Stamp::default()).unwrap_err().to_string().contains("feedback.costs: 4097"));
 }
 
 #[test]

@@ -156,6 +156,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
                 self.settle();
                 Ok(())
             }
+            Op::Costs(_) => Ok(()),
             Op::Index(op) => {
                 self.apply_index(&mut vec![op]);
                 Ok(())
@@ -399,7 +400,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
     }
 
     fn upsert(&mut self, told: TargetInfo) -> Result<(), Lost> {
-        let TargetInfo { target: remote, rank, ready, cache, instance } = told;
+        let TargetInfo { target: remote, rank, ready, cache, costs: _, instance } = told;
         if let Some(local) = self.table.by_remote(remote) {
             let slot = local.id.slot;
             self.update(slot, ready, cache, instance);

@@ -74,6 +74,6 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
             Some(TargetFeedback { target: self.remote_of(target)?, ..sums })
         };
         let items: Vec<TargetFeedback> = sums.into_iter().filter_map(named).collect();
-        (!items.is_empty()).then_some(Feedback { items })
+        (!items.is_empty()).then_some(Feedback { items, costs: Vec::new() })
     }
 }

@@ -98,6 +98,7 @@ impl Peers {
             sum.requests = sum.requests.saturating_add(figures.requests);
             sum.prefilling = sum.prefilling.saturating_add(figures.prefilling);
             sum.prefill_tokens = sum.prefill_tokens.saturating_add(figures.prefill_tokens);
+            sum.prefill_us = sum.prefill_us.saturating_add(figures.prefill_us);
             sum.context_tokens = sum.context_tokens.saturating_add(figures.context_tokens);
         }
         sum

@@ -48,6 +48,7 @@ impl Local {
             requests: own.requests.min(1 << 24),
             prefilling: own.prefilling.min(1 << 24),
             prefill_tokens: own.prefill_tokens.min(MAX_COUNT),
+            prefill_us: own.prefill_us.min(MAX_COUNT),
             context_tokens: own.context_tokens.min(MAX_COUNT),
         };
         self.own_history.note(now_us, self.own.requests)

@@ -45,6 +45,7 @@ impl Target {
             rank: self.rank,
             ready: self.ready,
             cache: self.cache,
+            costs: None,
             instance: (*self.info).clone(),
         }
     }

@@ -103,7 +103,7 @@ impl Gateway {
             if !known(entry.target) {
                 continue;
             }
-            let idle = entry.requests == 0 && entry.prefill_tokens == 0 && entry.context_tokens == 0;
+            let idle = InFlight { target: 0, ..*entry } == InFlight::default();
             let before = if idle {
                 self.in_flight.remove(&entry.target)
             } else {

@@ -131,7 +131,7 @@ fn size_of_op(op: &Op) -> usize {
     match op {
         Op::Target(info) => super::snapshot::size_of_target(info),
         Op::Index(IndexOp::Place { blocks, .. } | IndexOp::Store { blocks, .. }) => 48 + blocks.len() * 8,
-        Op::Index(_) | Op::TargetGone { .. } | Op::EpochSettled => 48,
+        Op::Index(_) | Op::TargetGone { .. } | Op::EpochSettled | Op::Costs(_) => 48,
     }
 }
 

@@ -96,5 +96,5 @@ pub(super) fn size_of_target(info: &TargetInfo) -> usize {
         .map(|model| 48 + model.name.len() + model.parent.as_ref().map_or(0, String::len))
         .sum();
     let labels: usize = instance.labels.iter().map(|(key, value)| 16 + key.len() + value.len()).sum();
-    160 + instance.name.len() + instance.address.len() + instance.host.len() + models + labels
+    200 + instance.name.len() + instance.address.len() + instance.host.len() + models + labels
 }

@@ -140,6 +140,7 @@ impl Gateway {
         cell.requests = cell.requests.saturating_add_signed(requests);
         cell.prefilling = cell.requests / 2;
         cell.prefill_tokens = u64::from(cell.requests) * 10;
+        cell.prefill_us = u64::from(cell.requests) * 300;
         cell.context_tokens = u64::from(cell.requests) * 100;
     }
 }

@@ -546,8 +546,8 @@ impl World {
                 let sums = seen.peers.get(local).copied().unwrap_or_default();
                 assert_eq!(sums.requests, others, "{what}: peers at {name}#{rank}");
                 assert_eq!(
-                    (sums.prefill_tokens, sums.context_tokens),
-                    (u64::from(others) * 10, u64::from(others) * 100)
+                    (sums.prefill_tokens, sums.prefill_us, sums.context_tokens),
+                    (u64::from(others) * 10, u64::from(others) * 300, u64::from(others) * 100)
                 );
                 assert_eq!(
                     target.requests,
