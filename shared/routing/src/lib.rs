@@ -32,5 +32,8 @@ pub use policy::{Candidate, Choice, Decision, Missing, Policy, Predicted, Reason
 pub use registry::{PolicyName, UnknownPolicy};
 pub use request::{PlanRequest, Slo};
 pub use rng::Rng;
-pub use settings::{BadSetting, CostSettings, PrefixCacheSettings, SettingKey, Settings};
+pub use settings::{
+    BadSetting, ConsistentHashSettings, CostSettings, DynamoSettings, LlmMetricBasedSettings,
+    PrefixCacheSettings, SettingKey, Settings, SglangCacheAwareSettings,
+};
 pub use strategy::{Picked, Strategy, StrategyError};

@@ -52,8 +52,15 @@ registry! {
     Cost, "cost", |s| Box::new(p::Cost::new(s));
     PrefixCache, "prefix-cache", |s| Box::new(p::PrefixCache::new(s));
     LeastRequest, "least-request", |_| Box::new(p::LeastRequest);
+    LeastToken, "least-token", |_| Box::new(p::LeastToken);
+    LlmMetricBased, "llm-metric-based", |s| Box::new(p::LlmMetricBased::new(s));
     RoundRobin, "round-robin", |_| Box::new(p::RoundRobin);
     Random, "random", |_| Box::new(p::Random);
+    ConsistentHash, "consistent-hash", |s| Box::new(p::ConsistentHash::new(s));
+    Lmetric, "lmetric", |_| Box::new(p::Lmetric);
+    LeastQueuedTokens, "least-queued-tokens", |_| Box::new(p::LeastQueuedTokens);
+    Dynamo, "dynamo", |s| Box::new(p::Dynamo::new(s));
+    SglangCacheAware, "sglang-cache-aware", |s| Box::new(p::SglangCacheAware::new(s));
     Marginal, "marginal", |_| Box::new(p::Marginal::default());
 }
 

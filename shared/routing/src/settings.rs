@@ -159,6 +159,48 @@ settings! {
         /// A busy holder is still taken while its tokens are within this share above the mean.
         tolerance: f64 = 0.3, 0 to 1000;
     }
+
+    /// Weights of what an instance has, each as a share of what it can have; PAI-EAS states no formula.
+    llm_metric_based: LlmMetricBasedSettings, "llm-metric-based" {
+        /// On queued requests, over what the engine runs at once.
+        queued_weight: f64 = 10.0, 0 to 1000000;
+        /// On running requests, over what the engine runs at once.
+        running_weight: f64 = 1.0, 0 to 1000000;
+        /// On the share of KV room in use.
+        kv_weight: f64 = 1.0, 0 to 1000000;
+    }
+
+    /// What a key is, and how far a target's keys may fill it.
+    consistent_hash: ConsistentHashSettings, "consistent-hash" {
+        /// A target takes requests up to this multiple of the mean, then its keys go to the next; 0 is no bound.
+        load_factor: f64 = 1.25, 0 to 1000000;
+        /// Leading blocks of the prompt that are the key of a request without a session.
+        blocks: u32 = 4, 1 to 65536;
+    }
+
+    /// Those of the default cost function of Dynamo's KV router.
+    dynamo: DynamoSettings, "dynamo" {
+        /// Share of the cached blocks that is taken off the blocks to prefill.
+        overlap_credit: f64 = 1.0, 0 to 1000;
+        /// How fast that share falls with the prefill queued beyond the shortest queue; 0 is not at all.
+        credit_decay: f64 = 0.0, 0 to 1000;
+        /// Weight of blocks to prefill against blocks to decode.
+        prefill_scale: f64 = 1.0, 0 to 1000;
+        /// Blocks that a request in flight stands for besides its own.
+        request_weight: f64 = 0.0, 0 to 1000000;
+        /// 0 takes the least cost; the higher, the more evenly targets are drawn.
+        temperature: f64 = 0.0, 0 to 1000;
+    }
+
+    /// The defaults of sglang-router's command line.
+    sglang_cache_aware: SglangCacheAwareSettings, "sglang-cache-aware" {
+        /// A match decides when it covers more than this share of the prompt.
+        cache_threshold: f64 = 0.3, 0 to 1;
+        /// Loads are uneven when they differ by more requests than this, and by `balance_rel` too.
+        balance_abs: u64 = 64, 0 to 1000000;
+        /// Loads are uneven when the greatest is more than this multiple of the least.
+        balance_rel: f64 = 1.5, 0 to 1000000;
+    }
 }
 
 #[cfg(test)]

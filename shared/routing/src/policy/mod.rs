@@ -3,23 +3,37 @@
 //! A policy is one file here and one line in `registry.rs`. It sees only candidates that may be picked; the host
 //! filters before and reserves after.
 
+mod consistent_hash;
 mod cost;
+mod dynamo;
+mod least_queued_tokens;
 mod least_request;
+mod least_token;
+mod llm_metric_based;
+mod lmetric;
 mod marginal;
 mod prefix_cache;
 mod random;
 mod round_robin;
+mod sglang_cache_aware;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
 
+pub(crate) use consistent_hash::ConsistentHash;
 pub(crate) use cost::Cost;
+pub(crate) use dynamo::Dynamo;
+pub(crate) use least_queued_tokens::LeastQueuedTokens;
 pub(crate) use least_request::LeastRequest;
+pub(crate) use least_token::LeastToken;
+pub(crate) use llm_metric_based::LlmMetricBased;
+pub(crate) use lmetric::Lmetric;
 pub(crate) use marginal::Marginal;
 pub(crate) use prefix_cache::PrefixCache;
 pub(crate) use random::Random;
 pub(crate) use round_robin::RoundRobin;
+pub(crate) use sglang_cache_aware::SglangCacheAware;
 
 use crate::fleet::{EngineFigures, Fleet, Mode, ModelCells, TargetEntry};
 use crate::registry::PolicyName;

@@ -1,5 +1,7 @@
 //! Rules by table, and what holds for every policy.
 
+mod tables;
+
 use std::sync::Arc;
 
 use proptest::prelude::*;

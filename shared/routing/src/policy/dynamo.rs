@@ -1,0 +1,111 @@
+//! `dynamo`.
+
+use super::{Candidate, Choice, Decision, Missing, Policy, Reason, least_f64};
+use crate::rng::Rng;
+use crate::settings::{DynamoSettings, Settings};
+
+/// Tokens of a block where the path's blocks are of bytes and the prompt has none: vLLM's usual size.
+const USUAL_BLOCK: f64 = 16.0;
+
+/// The least sum of blocks to prefill and blocks to decode.
+///
+/// ```text
+/// decay   = 1 / (1 + credit_decay · ((queued − least queued)/B) / request blocks)
+/// prefill = max((queued + L)/B − overlap_credit · decay · cached/B, 0)
+/// decode  = (queued + context + L)/B
+/// cost    = prefill_scale · prefill + decode + request_weight · requests
+/// ```
+///
+/// `L` are the prompt's tokens, `cached` those that the target holds, `queued` the uncached prompt tokens queued there,
+/// `context` the prompt tokens being decoded there, `B` the tokens of a block. With temperature 0 the least cost wins and
+/// ties are drawn; else targets are drawn with probability `exp(−(cost − least)/(most − least)/temperature)`.
+///
+/// Inputs: reservations of all gateways, cached blocks. Defaults: credit 1, scale 1, decay 0, request
+/// weight 0, temperature 0.
+///
+/// Source: the default cost function of Dynamo's KV router (crates 1.6.1), GPU tier. Ours differs: of prompts not yet
+/// prefilled only the uncached part counts as blocks to decode, and the request's own blocks count in full even where
+/// running requests share them (the original looks them up among the active sequences); what an answer adds is not
+/// counted, as by its default.
+pub(crate) struct Dynamo(DynamoSettings);
+
+impl Dynamo {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        Self(settings.dynamo)
+    }
+
+    fn least_queued(&self, decision: &Decision<'_>) -> u64 {
+        // It enters by the decay alone.
+        match self.0.credit_decay > 0.0 {
+            true => decision.candidates.iter().map(|c| c.queued_tokens).min().unwrap_or(0),
+            false => 0,
+        }
+    }
+
+    fn cost(&self, decision: &Decision<'_>, c: &Candidate, least_queued: u64) -> f64 {
+        let s = &self.0;
+        let request = decision.request;
+        let prompt = f64::from(request.prompt_tokens);
+        let cached = f64::from(request.prompt_tokens - request.uncached(c.cached_blocks));
+        let block = match (request.block_tokens, request.path.len()) {
+            (0, 0) => USUAL_BLOCK,
+            (0, blocks) => (prompt / blocks as f64).max(1.0),
+            (tokens, _) => f64::from(tokens),
+        };
+        let queued = c.queued_tokens as f64;
+        let credit = if s.credit_decay > 0.0 {
+            let behind = c.queued_tokens.saturating_sub(least_queued) as f64 / block;
+            s.overlap_credit / (1.0 + s.credit_decay * behind / (prompt / block).max(1.0))
+        } else {
+            s.overlap_credit
+        };
+        let prefill = (queued + prompt - credit * cached).max(0.0);
+        let decode = queued + c.context_tokens as f64 + prompt;
+        (s.prefill_scale * prefill + decode) / block + s.request_weight * c.requests as f64
+    }
+
+    /// Draws by the costs: the greatest of `−cost/temperature` with Gumbel noise is a draw from their softmax.
+    fn draw(&self, decision: &Decision<'_>, rng: &mut Rng) -> Option<usize> {
+        let queued = self.least_queued(decision);
+        let cost = |c: &Candidate| self.cost(decision, c, queued);
+        let spread = |(least, most): (f64, f64), cost: f64| (least.min(cost), most.max(cost));
+        let (least, most) =
+            decision.candidates.iter().map(cost).fold((f64::INFINITY, f64::NEG_INFINITY), spread);
+        let range = if most > least { most - least } else { 1.0 };
+        let noisy = |(index, c): (usize, &Candidate)| {
+            // In (0, 1], so that the noise is a number.
+            let gumbel = -(-(1.0 - rng.unit()).max(f64::MIN_POSITIVE).ln()).max(f64::MIN_POSITIVE).ln();
+            (index, gumbel - (cost(c) - least) / range / self.0.temperature)
+        };
+        let all = decision.candidates.iter().enumerate().map(noisy);
+        all.max_by(|(_, a), (_, b)| a.total_cmp(b)).map(|(index, _)| index)
+    }
+}
+
+impl Policy for Dynamo {
+    fn wants_prefix(&self) -> bool {
+        true
+    }
+
+    fn pick(&self, decision: &Decision<'_>, rng: &mut Rng) -> Result<Choice, Option<Missing>> {
+        if self.0.temperature > 0.0 {
+            let index = self.draw(decision, rng).ok_or(None)?;
+            return Ok(Choice { index, reason: Reason::Drawn });
+        }
+        let queued = self.least_queued(decision);
+        let index =
+            least_f64(decision.candidates, rng, |c| Some(self.cost(decision, c, queued))).ok_or(None)?;
+        Ok(Choice { index, reason: Reason::LeastCost })
+    }
+
+    fn value(&self, decision: &Decision<'_>, candidate: &Candidate) -> Option<f64> {
+        Some(self.cost(decision, candidate, self.least_queued(decision)))
+    }
+
+    fn values(&self, decision: &Decision<'_>, tell: &mut dyn FnMut(usize, Option<f64>)) {
+        let queued = self.least_queued(decision);
+        for (index, candidate) in decision.candidates.iter().enumerate() {
+            tell(index, Some(self.cost(decision, candidate, queued)));
+        }
+    }
+}
