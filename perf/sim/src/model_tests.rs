@@ -211,4 +211,61 @@ mod random {
             prop_assert!(m.cache().named() <= blocks);
         }
     }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+        /// A sparse engine and a clone of one do what a full one does; they only tell less.
+        #[test]
+        fn sparse_engines_and_clones_do_the_same(
+            ops in prop::collection::vec((0u8..8, 0u64..4, 1u32..300, 0u32..20), 1..120),
+            blocks in 30u32..200,
+            budget in 4u32..200,
+        ) {
+            let mut o = options(blocks);
+            o.profile.token_budget = budget;
+            o.profile.max_running = 6;
+            let mut full = Model::new(o.clone());
+            let mut sparse = Model::new(ModelOptions { sparse: true, ..o });
+            let (mut now, mut ids) = (0.0, Vec::new());
+            for (op, family, prompt, output) in ops {
+                match op {
+                    0..3 => {
+                        let spec = spec(family, prompt, output);
+                        let id = full.submit(spec.clone(), now);
+                        prop_assert_eq!(&id, &sparse.submit(spec, now));
+                        ids.extend(id);
+                    }
+                    3 if !ids.is_empty() => {
+                        let id = ids.swap_remove(prompt as usize % ids.len());
+                        prop_assert_eq!(full.abort(id), sparse.abort(id));
+                    }
+                    4 => sparse = sparse.clone(),
+                    _ => {
+                        let seconds = full.begin_step(now);
+                        prop_assert_eq!(seconds, sparse.begin_step(now));
+                        now += seconds.unwrap_or(0.0);
+                        // A sequence may go, and another come to its place, while a step runs.
+                        if output == 0 && !ids.is_empty() {
+                            let id = ids.swap_remove(prompt as usize % ids.len());
+                            prop_assert_eq!(full.abort(id), sparse.abort(id));
+                            let spec = spec(family, prompt, output);
+                            let id = full.submit(spec.clone(), now);
+                            prop_assert_eq!(&id, &sparse.submit(spec, now));
+                            ids.extend(id);
+                        }
+                        let (mut all, mut some) = (Vec::new(), Vec::new());
+                        full.end_step(now, &mut all);
+                        sparse.end_step(now, &mut some);
+                        all.retain(|p| p.emitted <= 1 || p.finished);
+                        prop_assert_eq!(all, some);
+                    }
+                }
+                let seen = |m: &Model| {
+                    let c = m.cache();
+                    (m.running(), m.waiting(), c.used(), c.named(), c.evictions(), m.ids().collect::<Vec<_>>())
+                };
+                prop_assert_eq!(seen(&full), seen(&sparse));
+            }
+        }
+    }
 }

@@ -271,6 +271,11 @@ impl ReplayArgs {
         serde_json::from_value(Value::Object(fields)).map_err(|e| bad("set", self.set.join(" "), e))
     }
 
+    /// The file of the trace: as named, or one whose name begins so in the folders for traces, the shortest.
+    pub fn file(&self) -> PathBuf {
+        find(&self.trace)
+    }
+
     /// Reads the trace.
     ///
     /// # Errors
@@ -288,7 +293,7 @@ impl ReplayArgs {
                 return Err(bad(option, 0, "nothing would be asked"));
             }
         }
-        let path = find(&self.trace);
+        let path = self.file();
         let trace = Trace::load(&path, Take { requests: u64::MAX, max_input: u32::MAX })?;
         if trace.timed() && self.sessions.is_some() {
             return Err(bad("sessions", self.sessions.unwrap_or(0), "this trace has times of its own"));
@@ -310,7 +315,6 @@ fn positive(option: &'static str, value: f64) -> Result<(), BadReplay> {
     if value > 0.0 && value.is_finite() { Ok(()) } else { Err(bad(option, value, "is not more than 0")) }
 }
 
-/// The file of a trace: itself, or one whose name begins so in the folders for traces. The shortest name counts.
 fn find(name: &str) -> PathBuf {
     let given = PathBuf::from(name);
     if given.is_file() || name.contains('/') {

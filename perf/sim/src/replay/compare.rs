@@ -57,7 +57,7 @@ pub fn compare(args: &ReplayArgs) -> Result<Comparison, BadReplay> {
     })?;
     let case = format!(
         "{}: {} requests at {} x, {} instances, {} gateway{}, state {} ms old",
-        args.trace,
+        args.file().display(),
         workload.requests.len(),
         args.speed,
         setup.pool.len(),

@@ -132,6 +132,15 @@ impl Gateways {
         sum
     }
 
+    /// Leading blocks of a path that an instance holds, once all news has arrived: by the index and without what a
+    /// gateway takes to be on its way.
+    pub fn held(&mut self, instance: usize, path: &[u64]) -> usize {
+        self.hear(u64::MAX);
+        let Gateway { index, hits, .. } = &mut self.list[0];
+        index.lookup(path, hits);
+        hits.get(self.ids[instance].slot) as usize
+    }
+
     /// Shows every gateway the targets as they are now. A target that is the same as before keeps its cells.
     fn publish(&mut self) {
         for gateway in &self.list {

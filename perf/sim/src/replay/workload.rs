@@ -119,6 +119,7 @@ impl Workload {
                 requests.push(Request { path, prompt_tokens, output_tokens, session, next });
             }
         }
+        starts.sort_by(|a, b| a.0.total_cmp(&b.0));
         let starts = if timed {
             Starts::Timed(starts.into())
         } else {
