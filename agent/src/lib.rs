@@ -30,6 +30,7 @@ mod reporter;
 mod state;
 mod tracker;
 mod uplink;
+mod window;
 
 pub use options::{AgentError, AgentOptions, Intervals, KV_BYTES, KvEvents};
 pub use state::AgentState;

@@ -435,9 +435,44 @@ fn adjust(loads: &mut Vec<RankLoad>, description: &Description, ranked: bool) {
         loads.clear();
     }
     loads.truncate(usize::from(description.dp_ranks));
-    if description.kind != EngineKind::Generic {
-        for load in loads {
+    for load in loads {
+        load.utilization = utilization(load, description.max_num_seqs);
+        if description.kind != EngineKind::Generic {
             load.kv_total_tokens = load.kv_total_tokens.or(description.kv_tokens);
+        }
+    }
+}
+
+/// Share of what a rank can take that is in use: as the engine computes it, else the fuller of its KV room and its
+/// batch. SGLang has the metric but leaves it at zero unless told of a limit, so its zero tells nothing.
+fn utilization(load: &RankLoad, max_num_seqs: Option<u32>) -> Option<f32> {
+    let batch = || Some((load.running? as f32 / max_num_seqs.filter(|most| *most > 0)? as f32).min(1.0));
+    let reckoned = match (load.kv_usage, batch()) {
+        (Some(kv), Some(batch)) => Some(kv.max(batch)),
+        (kv, batch) => kv.or(batch),
+    };
+    load.utilization.filter(|share| *share > 0.0).or(reckoned).or(load.utilization)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn utilization_is_the_engine_s_own_or_the_fuller_of_room_and_batch() {
+        for (own, kv, running, most, want) in [
+            (Some(0.25), Some(0.5), Some(8), Some(10), Some(0.25)),
+            (Some(0.0), Some(0.5), Some(8), Some(10), Some(0.8)),
+            (None, Some(0.5), Some(8), Some(10), Some(0.8)),
+            (None, Some(0.5), Some(8), None, Some(0.5)),
+            (None, Some(0.5), None, Some(10), Some(0.5)),
+            (None, None, Some(20), Some(10), Some(1.0)),
+            (None, None, Some(20), Some(0), None),
+            (Some(0.0), None, None, None, Some(0.0)),
+            (None, None, None, None, None),
+        ] {
+            let load = RankLoad { utilization: own, kv_usage: kv, running, ..RankLoad::default() };
+            assert_eq!(utilization(&load, most), want, "{own:?} {kv:?} {running:?} {most:?}");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! From pages to reports: rates between scrapes, and what changed.
 
 use crate::metrics::{Field, Sample};
+use crate::window::Window;
 use fairlead_wire::limits;
 use fairlead_wire::msg::{EngineKind, RankLoad};
 
@@ -20,6 +21,7 @@ struct Last {
     hits: Option<u64>,
     recent_queries: f64,
     recent_hits: f64,
+    window: Window,
 }
 
 /// What a scrape showed beside the figures.
@@ -66,13 +68,14 @@ impl Tracker {
             let queries = either(Field::CacheQueries, Field::CacheQueriesOld);
             let hits = either(Field::CacheHits, Field::CacheHitsOld);
 
+            let mut moved = false;
             let mut step = |before: Option<u64>, now: Option<u64>| match (before, now) {
                 (Some(before), Some(now)) if now < before => {
                     seen.went_back = true;
                     None
                 }
                 (Some(before), Some(now)) => {
-                    seen.busy |= now > before;
+                    moved |= now > before;
                     Some((now - before) as f64)
                 }
                 _ => None,
@@ -81,6 +84,7 @@ impl Tracker {
             let generations = step(last.generation, generation);
             let lookups = step(last.queries, queries);
             let found = step(last.hits, hits);
+            seen.busy |= moved;
             if let (Some(lookups), Some(found)) = (lookups, found)
                 && lookups > 0.0
             {
@@ -92,6 +96,9 @@ impl Tracker {
             let running = count(sample.get(rank, Field::Running));
             let waiting = count(sample.get(rank, Field::Waiting));
             seen.busy |= running.unwrap_or(0) + waiting.unwrap_or(0) > 0;
+            let since = elapsed.unwrap_or(0.0);
+            let means = last.window.means(sample, rank, since);
+            let busy = last.window.busy(running, moved, since);
             let rate = |step: Option<f64>| per_second(step? / elapsed?);
             let measured = rate(generations);
             let own = sample.get(rank, Field::GenThroughput).and_then(per_second);
@@ -113,7 +120,21 @@ impl Tracker {
                     (last.recent_queries > 0.0)
                         .then(|| (last.recent_hits / last.recent_queries).clamp(0.0, 1.0) as f32)
                 }),
-                ..RankLoad::default()
+                host_kv_usage: share(sample.get(rank, Field::HostKvUsage).or_else(|| {
+                    let room = sample.get(rank, Field::HostKvTokens).filter(|room| *room > 0.0)?;
+                    Some(sample.get(rank, Field::HostKvUsed)? / room)
+                })),
+                queue_time_s: seconds(means.queue_s),
+                prefill_time_s: seconds(means.prefill_s),
+                decode_time_s: seconds(means.decode_s),
+                request_prompt_tokens: means.prompt_tokens.and_then(per_second),
+                request_generation_tokens: means.generation_tokens.and_then(per_second),
+                busy,
+                // Some engines go a little beyond 1; a percentage is no share.
+                utilization: sample
+                    .get(rank, Field::Utilization)
+                    .filter(|share| *share <= 2.0)
+                    .map(|share| share.min(1.0) as f32),
             });
         }
         seen
@@ -142,6 +163,10 @@ fn count(value: Option<f64>) -> Option<u32> {
 
 fn per_second(value: f64) -> Option<f32> {
     Some(value as f32).filter(|value| *value <= limits::MAX_RATE)
+}
+
+fn seconds(value: Option<f64>) -> Option<f32> {
+    value.map(|value| value as f32).filter(|value| *value <= limits::MAX_SECONDS)
 }
 
 /// A share of 1. Rounding may carry an engine's figure a little over; a percentage is not a share.

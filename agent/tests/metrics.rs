@@ -104,6 +104,35 @@ fn each_generation_of_names_is_understood() {
 }
 
 #[test]
+fn histograms_are_read_by_their_sums_and_counts() {
+    use Field::*;
+    let page = "# TYPE vllm:request_queue_time_seconds histogram\n\
+        vllm:request_queue_time_seconds_bucket{engine=\"0\",le=\"0.3\",model_name=\"m\"} 2.0\n\
+        vllm:request_queue_time_seconds_bucket{engine=\"0\",le=\"+Inf\",model_name=\"m\"} 3.0\n\
+        vllm:request_queue_time_seconds_count{engine=\"0\",model_name=\"m\"} 3.0\n\
+        vllm:request_queue_time_seconds_sum{engine=\"0\",model_name=\"m\"} 1.5\n\
+        vllm:request_queue_time_seconds_created{engine=\"0\",model_name=\"m\"} 1.79e+09\n\
+        vllm:request_prompt_tokens_sum{engine=\"0\",model_name=\"m\"} 900.0\n\
+        vllm:request_prompt_tokens_count{engine=\"0\",model_name=\"m\"} 3.0\n\
+        vllm:cpu_cache_usage_perc{engine=\"0\",model_name=\"m\"} 0.25\n\
+        engine_utilization 0.5\nkv_cache_utilization 0.75\n";
+    let sample = read(page.as_bytes());
+    for (field, want) in [
+        (QueueTime, Some(1.5)),
+        (QueueTimeCount, Some(3.0)),
+        (RequestPrompt, Some(900.0)),
+        (RequestPromptCount, Some(3.0)),
+        (HostKvUsage, Some(0.25)),
+        (Utilization, Some(0.5)),
+        (KvUsage, Some(0.75)),
+        (PrefillTime, None),
+        (PromptTokens, None),
+    ] {
+        assert_eq!(sample.get(0, field), want, "{field:?}");
+    }
+}
+
+#[test]
 fn forms_of_a_line() {
     for (line, running) in [
         ("vllm:num_requests_running 4", Some(4.0)),

@@ -45,11 +45,49 @@ pub enum Field {
     KvBlocks,
     /// Tokens in a KV block.
     BlockSize,
+    /// Share of the KV room outside of the accelerator in use.
+    HostKvUsage,
+    /// Tokens held there.
+    HostKvUsed,
+    /// Tokens that fit there.
+    HostKvTokens,
+    /// Share of what the engine can take that is in use, as it computes it.
+    Utilization,
+    /// Seconds that all requests since start waited, and how many requests those are.
+    QueueTime,
+    /// Of [`Field::QueueTime`].
+    QueueTimeCount,
+    /// Seconds of prefill.
+    PrefillTime,
+    /// Of [`Field::PrefillTime`].
+    PrefillTimeCount,
+    /// Seconds of decoding.
+    DecodeTime,
+    /// Of [`Field::DecodeTime`].
+    DecodeTimeCount,
+    /// Seconds to the first token.
+    FirstTokenTime,
+    /// Of [`Field::FirstTokenTime`].
+    FirstTokenTimeCount,
+    /// Seconds of whole requests.
+    WholeTime,
+    /// Of [`Field::WholeTime`].
+    WholeTimeCount,
+    /// Prompt tokens of requests that have ended.
+    RequestPrompt,
+    /// Of [`Field::RequestPrompt`].
+    RequestPromptCount,
+    /// Generated tokens of requests that have ended.
+    RequestGeneration,
+    /// Of [`Field::RequestGeneration`].
+    RequestGenerationCount,
+    /// Requests that have ended.
+    Requests,
 }
 
 impl Field {
     /// Number of fields.
-    pub const COUNT: usize = 15;
+    pub const COUNT: usize = 34;
 
     /// Every field, by index.
     pub const ALL: [Field; Field::COUNT] = [
@@ -68,6 +106,25 @@ impl Field {
         Field::KvTokens,
         Field::KvBlocks,
         Field::BlockSize,
+        Field::HostKvUsage,
+        Field::HostKvUsed,
+        Field::HostKvTokens,
+        Field::Utilization,
+        Field::QueueTime,
+        Field::QueueTimeCount,
+        Field::PrefillTime,
+        Field::PrefillTimeCount,
+        Field::DecodeTime,
+        Field::DecodeTimeCount,
+        Field::FirstTokenTime,
+        Field::FirstTokenTimeCount,
+        Field::WholeTime,
+        Field::WholeTimeCount,
+        Field::RequestPrompt,
+        Field::RequestPromptCount,
+        Field::RequestGeneration,
+        Field::RequestGenerationCount,
+        Field::Requests,
     ];
 
     /// Position in a row of cells.
@@ -76,8 +133,8 @@ impl Field {
     }
 
     /// Bit in a mask of fields.
-    pub const fn bit(self) -> u32 {
-        1 << (self as u32)
+    pub const fn bit(self) -> u64 {
+        1 << (self as u64)
     }
 
     /// How series combine.
@@ -88,7 +145,22 @@ impl Field {
             | Field::CacheQueries
             | Field::CacheHits
             | Field::CacheQueriesOld
-            | Field::CacheHitsOld => Nature::Counter,
+            | Field::CacheHitsOld
+            | Field::QueueTime
+            | Field::QueueTimeCount
+            | Field::PrefillTime
+            | Field::PrefillTimeCount
+            | Field::DecodeTime
+            | Field::DecodeTimeCount
+            | Field::FirstTokenTime
+            | Field::FirstTokenTimeCount
+            | Field::WholeTime
+            | Field::WholeTimeCount
+            | Field::RequestPrompt
+            | Field::RequestPromptCount
+            | Field::RequestGeneration
+            | Field::RequestGenerationCount
+            | Field::Requests => Nature::Counter,
             _ => Nature::Gauge,
         }
     }
@@ -124,6 +196,9 @@ pub(super) fn pick(name: &[u8]) -> Option<(Option<EngineKind>, Pick)> {
             sglang(rest).map(|pick| (Some(EngineKind::Sglang), pick))
         }
         b'p' if name == b"process_start_time_seconds" => Some((None, Pick::ProcessStart)),
+        // xLLM puts nothing before its names.
+        b'e' if name == b"engine_utilization" => Some((None, Pick::Value(Field::Utilization))),
+        b'k' if name == b"kv_cache_utilization" => Some((None, Pick::Value(Field::KvUsage))),
         _ => None,
     }
 }
@@ -140,6 +215,17 @@ fn vllm(name: &[u8]) -> Option<Pick> {
         b"prefix_cache_hits_total" => Field::CacheHits,
         b"gpu_prefix_cache_queries_total" => Field::CacheQueriesOld,
         b"gpu_prefix_cache_hits_total" => Field::CacheHitsOld,
+        b"cpu_cache_usage_perc" => Field::HostKvUsage,
+        b"request_queue_time_seconds_sum" => Field::QueueTime,
+        b"request_queue_time_seconds_count" => Field::QueueTimeCount,
+        b"request_prefill_time_seconds_sum" => Field::PrefillTime,
+        b"request_prefill_time_seconds_count" => Field::PrefillTimeCount,
+        b"request_decode_time_seconds_sum" => Field::DecodeTime,
+        b"request_decode_time_seconds_count" => Field::DecodeTimeCount,
+        b"request_prompt_tokens_sum" => Field::RequestPrompt,
+        b"request_prompt_tokens_count" => Field::RequestPromptCount,
+        b"request_generation_tokens_sum" => Field::RequestGeneration,
+        b"request_generation_tokens_count" => Field::RequestGenerationCount,
         b"cache_config_info" => return Some(Pick::CacheConfig),
         b"prompt_tokens_created" => return Some(Pick::CounterStart),
         _ => return None,
@@ -158,6 +244,16 @@ fn sglang(name: &[u8]) -> Option<Pick> {
         b"max_total_num_tokens" => Field::KvTokens,
         b"num_pages" => Field::KvBlocks,
         b"page_size" => Field::BlockSize,
+        b"hicache_host_used_tokens" => Field::HostKvUsed,
+        b"hicache_host_total_tokens" => Field::HostKvTokens,
+        b"utilization" => Field::Utilization,
+        b"queue_time_seconds_sum" => Field::QueueTime,
+        b"queue_time_seconds_count" => Field::QueueTimeCount,
+        b"time_to_first_token_seconds_sum" => Field::FirstTokenTime,
+        b"time_to_first_token_seconds_count" => Field::FirstTokenTimeCount,
+        b"e2e_request_latency_seconds_sum" => Field::WholeTime,
+        b"e2e_request_latency_seconds_count" => Field::WholeTimeCount,
+        b"num_requests_total" => Field::Requests,
         b"prompt_tokens_created" => return Some(Pick::CounterStart),
         _ => return None,
     }))
@@ -165,8 +261,8 @@ fn sglang(name: &[u8]) -> Option<Pick> {
 
 /// The fields a page of this engine should carry, each with the name to put in the log when it does not. Where two
 /// generations have two names, either will do.
-pub(crate) fn expected(kind: EngineKind) -> &'static [(u32, &'static str)] {
-    const VLLM: &[(u32, &str)] = &[
+pub(crate) fn expected(kind: EngineKind) -> &'static [(u64, &'static str)] {
+    const VLLM: &[(u64, &str)] = &[
         (Field::Running.bit(), "vllm:num_requests_running"),
         (Field::Waiting.bit(), "vllm:num_requests_waiting"),
         (Field::KvUsage.bit() | Field::KvUsageOld.bit(), "vllm:kv_cache_usage_perc"),
@@ -177,7 +273,7 @@ pub(crate) fn expected(kind: EngineKind) -> &'static [(u32, &'static str)] {
         (Field::KvBlocks.bit(), "vllm:cache_config_info{num_gpu_blocks}"),
         (Field::BlockSize.bit(), "vllm:cache_config_info{block_size}"),
     ];
-    const SGLANG: &[(u32, &str)] = &[
+    const SGLANG: &[(u64, &str)] = &[
         (Field::Running.bit(), "sglang:num_running_reqs"),
         (Field::Waiting.bit(), "sglang:num_queue_reqs"),
         (Field::KvUsage.bit(), "sglang:token_usage"),

@@ -68,7 +68,7 @@ impl Reader {
 
 /// Reads one line of the text format: `name{label="value",...} number [timestamp]`.
 fn read_line(line: &[u8], sample: &mut Sample) {
-    if line.len() > MAX_LINE || !matches!(line.first(), Some(b'v' | b's' | b'p')) {
+    if line.len() > MAX_LINE || !matches!(line.first(), Some(b'v' | b's' | b'p' | b'e' | b'k')) {
         return;
     }
     let end = line.iter().position(|b| matches!(b, b'{' | b' ' | b'\t')).unwrap_or(line.len());

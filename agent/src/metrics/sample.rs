@@ -7,11 +7,17 @@ use fairlead_wire::msg::EngineKind;
 pub const MAX_RANKS: usize = 1024;
 
 /// One figure per field.
-#[derive(Clone, Copy, Debug, PartialEq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Cells {
-    seen: u32,
-    bad: u32,
+    seen: u64,
+    bad: u64,
     values: [f64; Field::COUNT],
+}
+
+impl Default for Cells {
+    fn default() -> Self {
+        Self { seen: 0, bad: 0, values: [0.0; Field::COUNT] }
+    }
 }
 
 impl Cells {
@@ -131,7 +137,7 @@ impl Sample {
     }
 
     /// Fields known for at least one rank, as a mask of [`Field::bit`].
-    pub fn known(&self) -> u32 {
+    pub fn known(&self) -> u64 {
         let unranked = self.unranked.seen & !self.unranked.bad;
         self.ranks.iter().fold(unranked, |mask, cells| mask | (cells.seen & !cells.bad))
     }
