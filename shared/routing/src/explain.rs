@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use crate::fleet::Mode;
-use crate::policy::{Candidate, Decision, Missing, Policy, Reason};
+use crate::policy::{Decision, Missing, Policy, Reason};
 use crate::registry::PolicyName;
 use crate::strategy::Picked;
 
@@ -93,18 +93,28 @@ impl Explain {
             chosen: 0,
         };
         let mut best: Vec<(Rank, usize)> = Vec::with_capacity(LISTED + 1);
-        for (index, candidate) in decision.candidates.iter().enumerate() {
-            let rank = Rank::of(decision, candidate, policy);
+        let mut of_chosen = None;
+        let mut rank = |index: usize, value: Option<f64>| {
+            let rank = Rank::new(value, decision.predict(&decision.candidates[index]).ttft);
+            if index == picked.choice.index {
+                of_chosen = Some(rank);
+            }
             if best.len() == LISTED && best.last().is_some_and(|(last, _)| !rank.is_before(last)) {
-                continue;
+                return;
             }
             let at = best.partition_point(|(other, _)| !rank.is_before(other));
             best.insert(at, (rank, index));
             best.truncate(LISTED);
+        };
+        match policy {
+            Some(policy) => policy.values(decision, &mut rank),
+            None => (0..decision.candidates.len()).for_each(|index| rank(index, None)),
         }
-        if !best.iter().any(|(_, index)| *index == picked.choice.index) {
+        if let Some(rank) = of_chosen
+            && !best.iter().any(|(_, index)| *index == picked.choice.index)
+        {
             best.truncate(LISTED - 1);
-            best.push((Rank::of(decision, chosen, policy), picked.choice.index));
+            best.push((rank, picked.choice.index));
         }
         for (rank, index) in best {
             let candidate = &decision.candidates[index];
@@ -181,15 +191,15 @@ impl Explain {
 }
 
 /// Where a candidate stands among the others.
+#[derive(Clone, Copy)]
 struct Rank {
     value: Option<f64>,
     ttft: f32,
 }
 
 impl Rank {
-    fn of(decision: &Decision<'_>, candidate: &Candidate, policy: Option<&dyn Policy>) -> Self {
-        let value = policy.and_then(|policy| policy.value(decision, candidate));
-        Self { value: value.filter(|value| !value.is_nan()), ttft: decision.predict(candidate).ttft }
+    fn new(value: Option<f64>, ttft: f32) -> Self {
+        Self { value: value.filter(|value| !value.is_nan()), ttft }
     }
 
     /// What has no measure comes last.

@@ -18,6 +18,7 @@ mod policy;
 mod registry;
 mod request;
 mod rng;
+mod score;
 mod settings;
 mod strategy;
 
@@ -32,8 +33,10 @@ pub use policy::{Candidate, Choice, Decision, Missing, Policy, Predicted, Reason
 pub use registry::{PolicyName, UnknownPolicy};
 pub use request::{PlanRequest, Slo};
 pub use rng::Rng;
+pub use score::ScorerName;
 pub use settings::{
-    BadSetting, ConsistentHashSettings, CostSettings, DynamoSettings, LlmMetricBasedSettings,
-    PrefixCacheSettings, SettingKey, Settings, SglangCacheAwareSettings,
+    ActiveRequestScorerSettings, BadSetting, ConsistentHashSettings, CostSettings, DynamoSettings,
+    LlmDSettings, LlmMetricBasedSettings, LoadAwareScorerSettings, PrefixCacheScorerSettings,
+    PrefixCacheSettings, SettingKey, Settings, SglangCacheAwareSettings, TokenLoadScorerSettings,
 };
 pub use strategy::{Picked, Strategy, StrategyError};

@@ -60,6 +60,7 @@ registry! {
     Lmetric, "lmetric", |_| Box::new(p::Lmetric);
     LeastQueuedTokens, "least-queued-tokens", |_| Box::new(p::LeastQueuedTokens);
     Dynamo, "dynamo", |s| Box::new(p::Dynamo::new(s));
+    LlmD, "llm-d", |s| Box::new(p::LlmD::new(s));
     SglangCacheAware, "sglang-cache-aware", |s| Box::new(p::SglangCacheAware::new(s));
     Marginal, "marginal", |_| Box::new(p::Marginal::default());
 }

@@ -182,14 +182,50 @@ settings! {
     dynamo: DynamoSettings, "dynamo" {
         /// Share of the cached blocks that is taken off the blocks to prefill.
         overlap_credit: f64 = 1.0, 0 to 1000;
-        /// How fast that share falls with the prefill queued beyond the shortest queue; 0 is not at all.
-        credit_decay: f64 = 0.0, 0 to 1000;
         /// Weight of blocks to prefill against blocks to decode.
         prefill_scale: f64 = 1.0, 0 to 1000;
         /// Blocks that a request in flight stands for besides its own.
         request_weight: f64 = 0.0, 0 to 1000000;
         /// 0 takes the least cost; the higher, the more evenly targets are drawn.
         temperature: f64 = 0.0, 0 to 1000;
+    }
+
+    /// Weights of its scorers: those of llm-d's Helm chart.
+    llm_d: LlmDSettings, "llm-d" {
+        /// On `queue-scorer`.
+        queue: f64 = 2.0, 0 to 1000000;
+        /// On `kv-cache-utilization-scorer`.
+        kv_cache_utilization: f64 = 2.0, 0 to 1000000;
+        /// On `prefix-cache-scorer`.
+        prefix_cache: f64 = 3.0, 0 to 1000000;
+    }
+
+    /// A scorer of weighted sums.
+    load_aware_scorer: LoadAwareScorerSettings, "load-aware-scorer" {
+        /// Queued requests from which a target scores 0.
+        threshold: u32 = 128, 1 to 1000000;
+    }
+
+    /// A scorer of weighted sums.
+    active_request_scorer: ActiveRequestScorerSettings, "active-request-scorer" {
+        /// Requests in flight up to which a target scores 1.
+        idle_threshold: u32 = 0, 0 to 1000000;
+        /// Greatest score beyond them.
+        max_busy_score: f64 = 1.0, 0 to 1;
+    }
+
+    /// A scorer of weighted sums.
+    token_load_scorer: TokenLoadScorerSettings, "token-load-scorer" {
+        /// Tokens in process from which a target scores 0.
+        threshold: u64 = 4194304, 1 to 1000000000;
+    }
+
+    /// A scorer of weighted sums.
+    prefix_cache_scorer: PrefixCacheScorerSettings, "prefix-cache-scorer" {
+        /// Share of the score that goes by the length of the match instead of by its part of the prompt.
+        length_weight: f64 = 0.0, 0 to 1;
+        /// Cached tokens that count in full there.
+        length_scale: u32 = 8192, 1 to 1000000000;
     }
 
     /// The defaults of sglang-router's command line.
@@ -228,7 +264,8 @@ mod tests {
             }
             let same = |one: &&SettingKey| (one.policy, one.key) == (key.policy, key.key);
             assert_eq!(Settings::keys().iter().filter(same).count(), 1);
-            assert!(key.policy.parse::<crate::PolicyName>().is_ok(), "{}", key.policy);
+            let named = key.policy.parse::<crate::PolicyName>().is_ok();
+            assert!(named || crate::ScorerName::find(key.policy).is_some(), "{}", key.policy);
         }
     }
 

@@ -1,6 +1,6 @@
 //! A policy made ready to decide: built once from its name and settings, used by every request that asks for it.
 
-use crate::policy::{Choice, Decision, Missing, Policy, Reason};
+use crate::policy::{Choice, Decision, Missing, Policy, Reason, Weighted};
 use crate::registry::{PolicyName, UnknownPolicy};
 use crate::rng::Rng;
 use crate::settings::Settings;
@@ -21,6 +21,26 @@ pub enum StrategyError {
     /// No policy has that name.
     #[error(transparent)]
     Unknown(#[from] UnknownPolicy),
+    /// A part of a weighted sum has no proper weight.
+    #[error("the weight of {name} is {weight:?}; allowed is a whole number from 0 to 1000000")]
+    Weight {
+        /// The part.
+        name: &'static str,
+        /// What stood there.
+        weight: String,
+    },
+    /// A part stands twice in a weighted sum.
+    #[error("{0} stands twice in the weighted sum")]
+    Twice(&'static str),
+    /// A policy that cannot be part of a weighted sum.
+    #[error("{0} cannot be part of a weighted sum: it decides as a whole")]
+    Exclusive(&'static str),
+    /// A weighted sum of more parts than 16.
+    #[error("a weighted sum has at most 16 parts")]
+    TooMany,
+    /// A weighted sum whose weights are all 0.
+    #[error("every weight of the sum is 0")]
+    NoWeight,
 }
 
 /// What a strategy decided, and which policy of its chain.
@@ -49,11 +69,16 @@ impl Strategy {
         Self::from_parts(label, PolicyName::Custom, policy, settings)
     }
 
-    /// The strategy that a configuration or a header names.
+    /// The strategy that a configuration or a header names: a policy's name, or a weighted sum of policies and scorers
+    /// as in `prefix-cache:2,least-request:1`.
     ///
     /// # Errors
-    /// The name is unknown.
+    /// A name is unknown, or the sum is not possible.
     pub fn parse(text: &str, settings: &Settings) -> Result<Self, StrategyError> {
+        if text.contains([':', ',']) {
+            let (label, sum) = Weighted::parse(text, settings)?;
+            return Ok(Self::from_parts(&label, PolicyName::Weighted, Box::new(sum), settings));
+        }
         Ok(Self::new(text.trim().parse()?, settings))
     }
 

@@ -260,6 +260,8 @@ pub struct TargetCells {
     pub load: LoadCell,
     /// Round-robin ticket of the last pick.
     pub(crate) ticket: AtomicU64,
+    /// The fleet's count of cold prompts when it was given the last one; 0 is never.
+    pub(crate) cold: AtomicU64,
     /// What its work costs, as learnt.
     pub costs: CostCell,
 }

@@ -28,6 +28,8 @@ pub struct Fleet {
     mode: AtomicU8,
     /// Source of round-robin tickets: the target picked longest ago has the smallest.
     ticket: AtomicU64,
+    /// Prompts that nobody held any part of, as far as a policy counts them.
+    cold: AtomicU64,
 }
 
 impl Fleet {
@@ -39,6 +41,7 @@ impl Fleet {
             prefixes: prefixes.into_iter().collect(),
             mode: AtomicU8::new(Mode::Fresh as u8),
             ticket: AtomicU64::new(1),
+            cold: AtomicU64::new(0),
         }
     }
 
@@ -73,6 +76,11 @@ impl Fleet {
     /// Sets the trust in the replicated state.
     pub fn set_mode(&self, mode: Mode) {
         self.mode.store(mode as u8, Ordering::Relaxed);
+    }
+
+    /// Count of cold prompts: see [`TargetCells::cold`].
+    pub(crate) fn cold(&self) -> &AtomicU64 {
+        &self.cold
     }
 
     /// A ticket later than all before it.

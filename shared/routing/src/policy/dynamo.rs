@@ -10,8 +10,7 @@ const USUAL_BLOCK: f64 = 16.0;
 /// The least sum of blocks to prefill and blocks to decode.
 ///
 /// ```text
-/// decay   = 1 / (1 + credit_decay · ((queued − least queued)/B) / request blocks)
-/// prefill = max((queued + L)/B − overlap_credit · decay · cached/B, 0)
+/// prefill = max((queued + L)/B − overlap_credit · cached/B, 0)
 /// decode  = (queued + context + L)/B
 /// cost    = prefill_scale · prefill + decode + request_weight · requests
 /// ```
@@ -20,10 +19,10 @@ const USUAL_BLOCK: f64 = 16.0;
 /// `context` the prompt tokens being decoded there, `B` the tokens of a block. With temperature 0 the least cost wins and
 /// ties are drawn; else targets are drawn with probability `exp(−(cost − least)/(most − least)/temperature)`.
 ///
-/// Inputs: reservations of all gateways, cached blocks. Defaults: credit 1, scale 1, decay 0, request
+/// Inputs: reservations of all gateways, cached blocks. Defaults: credit 1, scale 1, request
 /// weight 0, temperature 0.
 ///
-/// Source: the default cost function of Dynamo's KV router (crates 1.6.1), GPU tier. Ours differs: of prompts not yet
+/// Source: the default cost function of Dynamo's KV router (crates 1.6.1), GPU tier, without its decay of the credit (off by default). Ours differs: of prompts not yet
 /// prefilled only the uncached part counts as blocks to decode, and the request's own blocks count in full even where
 /// running requests share them (the original looks them up among the active sequences); what an answer adds is not
 /// counted, as by its default.
@@ -34,15 +33,7 @@ impl Dynamo {
         Self(settings.dynamo)
     }
 
-    fn least_queued(&self, decision: &Decision<'_>) -> u64 {
-        // It enters by the decay alone.
-        match self.0.credit_decay > 0.0 {
-            true => decision.candidates.iter().map(|c| c.queued_tokens).min().unwrap_or(0),
-            false => 0,
-        }
-    }
-
-    fn cost(&self, decision: &Decision<'_>, c: &Candidate, least_queued: u64) -> f64 {
+    fn cost(&self, decision: &Decision<'_>, c: &Candidate) -> f64 {
         let s = &self.0;
         let request = decision.request;
         let prompt = f64::from(request.prompt_tokens);
@@ -53,21 +44,14 @@ impl Dynamo {
             (tokens, _) => f64::from(tokens),
         };
         let queued = c.queued_tokens as f64;
-        let credit = if s.credit_decay > 0.0 {
-            let behind = c.queued_tokens.saturating_sub(least_queued) as f64 / block;
-            s.overlap_credit / (1.0 + s.credit_decay * behind / (prompt / block).max(1.0))
-        } else {
-            s.overlap_credit
-        };
-        let prefill = (queued + prompt - credit * cached).max(0.0);
+        let prefill = (queued + prompt - s.overlap_credit * cached).max(0.0);
         let decode = queued + c.context_tokens as f64 + prompt;
         (s.prefill_scale * prefill + decode) / block + s.request_weight * c.requests as f64
     }
 
     /// Draws by the costs: the greatest of `−cost/temperature` with Gumbel noise is a draw from their softmax.
     fn draw(&self, decision: &Decision<'_>, rng: &mut Rng) -> Option<usize> {
-        let queued = self.least_queued(decision);
-        let cost = |c: &Candidate| self.cost(decision, c, queued);
+        let cost = |c: &Candidate| self.cost(decision, c);
         let spread = |(least, most): (f64, f64), cost: f64| (least.min(cost), most.max(cost));
         let (least, most) =
             decision.candidates.iter().map(cost).fold((f64::INFINITY, f64::NEG_INFINITY), spread);
@@ -92,20 +76,11 @@ impl Policy for Dynamo {
             let index = self.draw(decision, rng).ok_or(None)?;
             return Ok(Choice { index, reason: Reason::Drawn });
         }
-        let queued = self.least_queued(decision);
-        let index =
-            least_f64(decision.candidates, rng, |c| Some(self.cost(decision, c, queued))).ok_or(None)?;
+        let index = least_f64(decision.candidates, rng, |c| Some(self.cost(decision, c))).ok_or(None)?;
         Ok(Choice { index, reason: Reason::LeastCost })
     }
 
     fn value(&self, decision: &Decision<'_>, candidate: &Candidate) -> Option<f64> {
-        Some(self.cost(decision, candidate, self.least_queued(decision)))
-    }
-
-    fn values(&self, decision: &Decision<'_>, tell: &mut dyn FnMut(usize, Option<f64>)) {
-        let queued = self.least_queued(decision);
-        for (index, candidate) in decision.candidates.iter().enumerate() {
-            tell(index, Some(self.cost(decision, candidate, queued)));
-        }
+        Some(self.cost(decision, candidate))
     }
 }

@@ -9,6 +9,7 @@ mod dynamo;
 mod least_queued_tokens;
 mod least_request;
 mod least_token;
+mod llm_d;
 mod llm_metric_based;
 mod lmetric;
 mod marginal;
@@ -18,6 +19,7 @@ mod round_robin;
 mod sglang_cache_aware;
 #[cfg(test)]
 mod tests;
+mod weighted;
 
 use std::sync::Arc;
 
@@ -27,6 +29,7 @@ pub(crate) use dynamo::Dynamo;
 pub(crate) use least_queued_tokens::LeastQueuedTokens;
 pub(crate) use least_request::LeastRequest;
 pub(crate) use least_token::LeastToken;
+pub(crate) use llm_d::LlmD;
 pub(crate) use llm_metric_based::LlmMetricBased;
 pub(crate) use lmetric::Lmetric;
 pub(crate) use marginal::Marginal;
@@ -34,6 +37,7 @@ pub(crate) use prefix_cache::PrefixCache;
 pub(crate) use random::Random;
 pub(crate) use round_robin::RoundRobin;
 pub(crate) use sglang_cache_aware::SglangCacheAware;
+pub(crate) use weighted::Weighted;
 
 use crate::fleet::{EngineFigures, Fleet, Mode, ModelCells, TargetEntry};
 use crate::registry::PolicyName;

@@ -46,4 +46,9 @@ impl Policy for PrefixCache {
         let index = least(candidates, rng, |_| true, |c| c.tokens).ok_or(None)?;
         Ok(Choice { index, reason: Reason::PrefixOverloaded })
     }
+
+    /// Blocks of the prompt that the target does not hold.
+    fn value(&self, decision: &Decision<'_>, candidate: &Candidate) -> Option<f64> {
+        Some(f64::from(decision.prompt_blocks().saturating_sub(candidate.cached_blocks)))
+    }
 }

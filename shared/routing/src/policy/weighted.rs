@@ -1,0 +1,203 @@
+//! `weighted`: a sum of scores.
+
+use super::{Candidate, Choice, Decision, Missing, Policy, Reason};
+use crate::fleet::EngineFigures;
+use crate::registry::{PolicyName, UnknownPolicy};
+use crate::rng::Rng;
+use crate::score::{OfPolicy, Scorer, ScorerName, Spread, View, sane};
+use crate::settings::Settings;
+use crate::strategy::StrategyError;
+
+/// Most parts of a sum.
+pub(crate) const MOST_PARTS: usize = 16;
+/// Greatest weight of a part.
+pub(crate) const MOST_WEIGHT: u32 = 1_000_000;
+
+/// The greatest weighted sum of scores.
+///
+/// Rule: every part scores every candidate from 0 to 1. A policy's score is its value, set between the least and the
+/// greatest among the candidates, least is best; a scorer has its own formula. A candidate for which a part has no
+/// figure scores 0 there. The greatest `Σ weight·score` wins; ties are drawn. Where no part scores anybody, the policy
+/// passes to `least-request`; where only some parts do, the others are reported as missing.
+///
+/// Inputs: those of its parts. Written `name:weight,name:weight`; weights are whole numbers up to 1,000,000, 1 where
+/// none is given; at most 16 parts, each name once.
+///
+/// Source: AIBrix's header `routing-strategy: prefix-cache:2,least-request:1`; scorers as in llm-d. Ours differs: a part
+/// uses its policy's measure alone, without that policy's gates, fallbacks and counts of its own.
+pub(crate) struct Weighted {
+    parts: Vec<(f64, Box<dyn Scorer>)>,
+    wants_figures: bool,
+}
+
+type Spreads = [Spread; MOST_PARTS];
+
+impl Weighted {
+    /// At most [`MOST_PARTS`] parts count.
+    pub(crate) fn new(mut parts: Vec<(f64, Box<dyn Scorer>)>) -> Self {
+        parts.truncate(MOST_PARTS);
+        let wants_figures = parts.iter().any(|(_, scorer)| scorer.wants_figures());
+        Self { parts, wants_figures }
+    }
+
+    /// The sum that a text describes, and the text as it is usually written.
+    ///
+    /// # Errors
+    /// A name is unknown, stands twice or cannot be a part; a weight is no whole number up to 1,000,000 or all are 0;
+    /// there are too many parts.
+    pub(crate) fn parse(text: &str, settings: &Settings) -> Result<(String, Self), StrategyError> {
+        let mut parts = Vec::new();
+        let mut names: Vec<&'static str> = Vec::new();
+        let mut label = String::new();
+        let mut sum = 0;
+        for part in text.split(',') {
+            let (name, weight) = part.split_once(':').unwrap_or((part, "1"));
+            let (name, weight) = (name.trim(), weight.trim());
+            let (name, scorer) = scorer(name, settings)?;
+            // `parse` alone would take a sign.
+            let digits = !weight.is_empty() && weight.bytes().all(|byte| byte.is_ascii_digit());
+            let number: Option<u32> = weight.parse().ok().filter(|number| digits && *number <= MOST_WEIGHT);
+            let Some(number) = number else {
+                return Err(StrategyError::Weight { name, weight: weight.chars().take(32).collect() });
+            };
+            if names.contains(&name) {
+                return Err(StrategyError::Twice(name));
+            }
+            if parts.len() == MOST_PARTS {
+                return Err(StrategyError::TooMany);
+            }
+            names.push(name);
+            sum += number;
+            let comma = if label.is_empty() { "" } else { "," };
+            label.push_str(&format!("{comma}{name}:{number}"));
+            parts.push((f64::from(number), scorer));
+        }
+        if sum == 0 {
+            return Err(StrategyError::NoWeight);
+        }
+        // What has no weight decides nothing.
+        parts.retain(|(weight, _)| *weight > 0.0);
+        Ok((label, Self::new(parts)))
+    }
+
+    fn figures(&self, decision: &Decision<'_>, candidate: &Candidate) -> EngineFigures {
+        if self.wants_figures { decision.figures(candidate) } else { EngineFigures::default() }
+    }
+
+    /// Least and greatest measure of each part.
+    fn spreads(&self, decision: &Decision<'_>) -> Spreads {
+        let mut spreads = [Spread::NONE; MOST_PARTS];
+        for candidate in decision.candidates {
+            let view = View { decision, candidate, figures: &self.figures(decision, candidate) };
+            for ((_, scorer), spread) in self.parts.iter().zip(&mut spreads) {
+                if let Some(measure) = sane(scorer.measure(&view)) {
+                    spread.add(measure);
+                }
+            }
+        }
+        spreads
+    }
+
+    fn total(&self, decision: &Decision<'_>, candidate: &Candidate, spreads: &Spreads) -> f64 {
+        let view = View { decision, candidate, figures: &self.figures(decision, candidate) };
+        let score = |((weight, scorer), spread): (&(f64, Box<dyn Scorer>), &Spread)| {
+            let score = sane(scorer.measure(&view)).map_or(0.0, |measure| scorer.score(measure, spread));
+            // A figure may have changed since the spread was taken.
+            weight * if score.is_nan() { 0.0 } else { score.clamp(0.0, 1.0) }
+        };
+        self.parts.iter().zip(spreads).map(score).sum()
+    }
+
+    fn weight(&self) -> f64 {
+        self.parts.iter().map(|(weight, _)| weight).sum()
+    }
+
+    /// The first part that nobody has a measure for.
+    pub(crate) fn unscored(&self, decision: &Decision<'_>) -> Option<Missing> {
+        let scores_somebody = |scorer: &dyn Scorer| {
+            decision.candidates.iter().any(|candidate| {
+                let view = View { decision, candidate, figures: &self.figures(decision, candidate) };
+                sane(scorer.measure(&view)).is_some()
+            })
+        };
+        let unscored = self.parts.iter().find(|(_, scorer)| !scores_somebody(&**scorer));
+        unscored.map(|(_, scorer)| Missing(scorer.figure()))
+    }
+}
+
+/// The scorer of that name: a policy's, or one of its own.
+fn scorer(name: &str, settings: &Settings) -> Result<(&'static str, Box<dyn Scorer>), StrategyError> {
+    let unknown = match name.parse::<PolicyName>() {
+        Ok(policy) if is_exclusive(policy) => return Err(StrategyError::Exclusive(policy.as_str())),
+        Ok(policy) => {
+            let build = policy.build(settings);
+            let scorer = build.map(|build| Box::new(OfPolicy::new(policy, build)) as Box<dyn Scorer>);
+            return scorer
+                .map(|scorer| (policy.as_str(), scorer))
+                .ok_or(StrategyError::Exclusive(policy.as_str()));
+        }
+        Err(unknown) => unknown,
+    };
+    match ScorerName::find(name) {
+        Some(scorer) => Ok((scorer.as_str(), scorer.build(settings))),
+        None => {
+            let scorers = ScorerName::ALL.iter().map(|scorer| scorer.as_str());
+            let known = std::iter::once(unknown.known.as_str()).chain(scorers).collect::<Vec<_>>().join(", ");
+            Err(UnknownPolicy { known, ..unknown }.into())
+        }
+    }
+}
+
+/// Whether a policy decides as a whole or not at all: those that place prefill and decode, those that keep limits, and
+/// sums themselves.
+fn is_exclusive(policy: PolicyName) -> bool {
+    let name = policy.as_str();
+    name == "pd" || name.ends_with("pd-split") || name.starts_with("slo") || policy == PolicyName::LlmD
+}
+
+impl Policy for Weighted {
+    fn wants_prefix(&self) -> bool {
+        self.parts.iter().any(|(_, scorer)| scorer.wants_prefix())
+    }
+
+    fn pick(&self, decision: &Decision<'_>, rng: &mut Rng) -> Result<Choice, Option<Missing>> {
+        let spreads = self.spreads(decision);
+        if spreads.iter().take(self.parts.len()).all(Spread::is_none) {
+            return Err(self.parts.first().map(|(_, scorer)| Missing(scorer.figure())));
+        }
+        let (mut index, mut best, mut ties) = (0, f64::NEG_INFINITY, 0);
+        for (at, candidate) in decision.candidates.iter().enumerate() {
+            let total = self.total(decision, candidate, &spreads);
+            if total > best {
+                (index, best, ties) = (at, total, 1);
+            } else if total == best {
+                // The n-th of equals takes the place with probability 1/n: an even draw in one pass.
+                ties += 1;
+                if rng.below(ties) == 0 {
+                    index = at;
+                }
+            }
+        }
+        let candidate = decision.candidates.get(index).ok_or(None)?;
+        for ((_, scorer), spread) in self.parts.iter().zip(&spreads) {
+            scorer.picked(decision, candidate, spread);
+        }
+        Ok(Choice { index, reason: Reason::HighestScore })
+    }
+
+    /// What is missing to the greatest possible sum.
+    fn value(&self, decision: &Decision<'_>, candidate: &Candidate) -> Option<f64> {
+        Some(self.weight() - self.total(decision, candidate, &self.spreads(decision)))
+    }
+
+    fn values(&self, decision: &Decision<'_>, tell: &mut dyn FnMut(usize, Option<f64>)) {
+        let (spreads, weight) = (self.spreads(decision), self.weight());
+        for (index, candidate) in decision.candidates.iter().enumerate() {
+            tell(index, Some(weight - self.total(decision, candidate, &spreads)));
+        }
+    }
+
+    fn missing(&self, decision: &Decision<'_>) -> Option<Missing> {
+        self.unscored(decision)
+    }
+}
