@@ -75,7 +75,7 @@ impl ReplicaSink for FleetSink {
     fn engine_load(&mut self, id: TargetId, view: &EngineView) {
         if let Some(entry) = self.known(id) {
             let load = &view.load;
-            entry.cells.load.store(&EngineFigures {
+            entry.cells.report(&EngineFigures {
                 running: load.running,
                 waiting: load.waiting,
                 kv_usage: load.kv_usage,

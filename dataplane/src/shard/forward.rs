@@ -475,6 +475,10 @@ fn no_plan(why: NoPlan, prompt: &Prompt, cause: Option<Cause>) -> Refusal {
             Refusal::new(503, format!("no target serves `{}` any more", prompt.model)).retry_after(1)
         }
         (_, Some(cause)) => failed(cause),
+        (NoPlan::NoneMatches, None) => {
+            Refusal::new(503, format!("no target of `{}` matches the label filter", prompt.model))
+                .code("no_matching_target")
+        }
         (NoPlan::NoneReady | NoPlan::AllTried, None) => {
             Refusal::new(503, format!("no target of `{}` is ready", prompt.model))
                 .code("no_ready_target")

@@ -4,7 +4,7 @@
 //! gateway, trace replay and programs that embed the router call the same [`plan`].
 //!
 //! ```text
-//! candidates of the model ─▶ filter (ready, circuit, excluded) ─▶ prefix lookup ─▶ policy picks ─▶ reserve
+//! prefix lookup ─▶ filter (ready, labels, tried, room, circuit) ─▶ policy picks among what is left ─▶ reserve
 //! ```
 //!
 //! Reading is lock-free: the target table is one pointer load, figures are relaxed atomics, the prefix index is read
@@ -12,6 +12,7 @@
 
 mod cost;
 mod explain;
+mod filter;
 mod fleet;
 mod plan;
 mod policy;
@@ -24,6 +25,7 @@ mod strategy;
 
 pub use cost::{Constants, CostCell, DecodeSeen, Learner, PrefillSeen};
 pub use explain::{Explain, Explained};
+pub use filter::{LabelError, LabelFilter};
 pub use fleet::{
     Counters, EngineFigures, Fleet, InFlightSums, LoadCell, Mode, ModelCells, ModelEntry, Pressure,
     Reservation, TargetCells, TargetEntry, TargetTable, name_key, rendezvous,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use fairlead_prefix::Hits;
 
 use crate::explain::Explain;
+use crate::filter::{Filters, Strictness};
 use crate::fleet::{Fleet, Mode, ModelEntry, Reservation, Row, TargetEntry};
 use crate::policy::{Candidate, Choice, Decision, Missing, Reason};
 use crate::registry::PolicyName;
@@ -48,6 +49,9 @@ pub enum NoPlan {
     /// Targets serve the model, but none is ready.
     #[error("no ready target serves the model")]
     NoneReady,
+    /// Targets serve the model, but the request's label filter matches none of them.
+    #[error("no target of the model matches the label filter")]
+    NoneMatches,
     /// Every ready target has been tried by this request.
     #[error("every ready target has been tried")]
     AllTried,
@@ -147,18 +151,13 @@ fn decide(
     Ok(Plan { reservation, cached_blocks, policy, reason, missing, predicted_ttft_us, candidates })
 }
 
-/// Fills `scratch.candidates` with the eligible targets.
-///
-/// Retries prefer another host than those that failed; when only such hosts are left, another target there; a target
-/// whose circuit is open is taken only when nothing else is ready, since the scheduler still calls it ready.
+/// Fills `scratch.candidates` with the eligible targets: those that pass the filters of which the fewest are given up.
 fn collect(
     request: &PlanRequest<'_>,
     model: &ModelEntry,
     mode: Mode,
     scratch: &mut Scratch,
 ) -> Result<(), NoPlan> {
-    let tried = |target: &TargetEntry| request.tried.iter().any(|t| t.id == target.id);
-    let host_tried = |target: &TargetEntry| request.tried.iter().any(|t| t.info.host == target.info.host);
     let Scratch { candidates, hits, .. } = scratch;
     // Those with an answer first: a replica that is empty, or an overlay without this prefix, costs nothing a target.
     let mut answers = 0;
@@ -171,34 +170,29 @@ fn collect(
     let hits = &hits[..answers];
     candidates.reserve(model.rows().len());
 
-    for pass in 0..3 {
+    let mut filters = Filters::new(request, mode);
+    for step in Strictness::STEPS {
+        if !filters.begin(step) {
+            continue;
+        }
         candidates.clear();
-        for (number, row) in model.rows().iter().enumerate().filter(|(_, row)| row.ready) {
-            if pass < 2 && !row.cells.circuit_closed(request.now_us) {
+        for (number, row) in model.rows().iter().enumerate() {
+            if !filters.admits(step, row, model, number) {
                 continue;
-            }
-            // The first attempt looks at no description.
-            if !request.tried.is_empty() {
-                let target = &model.targets[number];
-                if tried(target) || (pass == 0 && host_tried(target)) {
-                    continue;
-                }
             }
             let mut cached = 0;
             for hits in hits {
                 cached = cached.max(hits.get(row.slot));
             }
-            candidates.push(candidate(row, number, cached, mode, request));
+            if filters.has_room(step, row, cached) {
+                candidates.push(candidate(row, number, cached, mode, request));
+            }
         }
         if !candidates.is_empty() {
             return Ok(());
         }
     }
-    if model.targets.iter().any(|target| target.ready) {
-        Err(NoPlan::AllTried)
-    } else {
-        Err(NoPlan::NoneReady)
-    }
+    Err(filters.why_none(model))
 }
 
 #[inline]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::filter::LabelFilter;
 use crate::fleet::TargetEntry;
 use crate::strategy::Strategy;
 
@@ -33,6 +34,8 @@ pub struct PlanRequest<'a> {
     pub user: Option<u64>,
     /// Limits to be kept.
     pub slo: Slo,
+    /// Labels that the target must have.
+    pub labels: Option<&'a LabelFilter>,
     /// Targets that this request has tried already.
     pub tried: &'a [Arc<TargetEntry>],
     /// How to pick.
@@ -53,6 +56,7 @@ impl<'a> PlanRequest<'a> {
             session: None,
             user: None,
             slo: Slo::default(),
+            labels: None,
             tried: &[],
             strategy,
             now_us: 0,

@@ -136,7 +136,7 @@ fn fleet(truth: &Truth, overlay: &Truth, targets: u16) -> Fleet {
             labels: Vec::new(),
         };
         let cells = Arc::new(TargetCells::new());
-        cells.load.store(&EngineFigures {
+        cells.report(&EngineFigures {
             running: Some(rng.next() as u32 % 32),
             waiting: Some(0),
             kv_usage: Some(0.5),

@@ -166,7 +166,7 @@ impl Gateways {
                 News::Figures { instance, figures } => {
                     for gateway in &self.list {
                         if let Some(entry) = gateway.fleet.table().get(self.ids[instance]) {
-                            entry.cells.load.store(&figures);
+                            entry.cells.report(&figures);
                         }
                     }
                 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use super::pressure::Pressure;
 use super::reservation::Counters;
 use crate::cost::CostCell;
+use crate::filter::Room;
 
 /// How far the replicated state may be trusted (DESIGN section 8).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -108,7 +109,7 @@ pub struct LoadCell {
 
 impl LoadCell {
     /// Replaces the record. Only the control thread may call this.
-    pub fn store(&self, figures: &EngineFigures) {
+    pub(crate) fn store(&self, figures: &EngineFigures) {
         let words = encode(figures);
         let sequence = self.sequence.load(Ordering::Relaxed);
         self.sequence.store(sequence.wrapping_add(1), Ordering::Relaxed);
@@ -256,6 +257,8 @@ pub struct TargetCells {
     open_until_us: AtomicU64,
     /// Consecutive failed connects, for the length of the exclusion.
     failures: AtomicU32,
+    /// Free KV room by the engine's report.
+    pub(crate) room: Room,
     /// The engine's report.
     pub load: LoadCell,
     /// Round-robin ticket of the last pick.
@@ -273,6 +276,12 @@ impl TargetCells {
     /// Fresh cells: nothing in flight, nothing known.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Replaces the engine's report. Only the control thread may call this.
+    pub fn report(&self, figures: &EngineFigures) {
+        self.load.store(figures);
+        self.room.report(figures);
     }
 
     /// Replaces the sums of the other gateways, as they became known at `now_us`.

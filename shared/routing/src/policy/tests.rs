@@ -244,7 +244,7 @@ proptest! {
             Ok(plan) => prop_assert!(eligible(plan.target())),
             Err(NoPlan::AllTried) => prop_assert!(!entries.iter().any(eligible) && ready.contains(&true)),
             Err(NoPlan::NoneReady) => prop_assert!(!ready.contains(&true)),
-            Err(NoPlan::UnknownModel) => prop_assert!(false),
+            Err(NoPlan::UnknownModel | NoPlan::NoneMatches) => prop_assert!(false),
         }
     }
 }

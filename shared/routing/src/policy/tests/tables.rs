@@ -31,7 +31,7 @@ impl Scene {
     /// With reports of the engines.
     pub(super) fn reported(self, figures: &[EngineFigures]) -> Self {
         for (target, figures) in self.targets.iter().zip(figures) {
-            target.cells.load.store(figures);
+            target.cells.report(figures);
         }
         self
     }
