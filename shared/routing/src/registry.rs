@@ -62,6 +62,21 @@ registry! {
     Dynamo, "dynamo", |s| Box::new(p::Dynamo::new(s));
     LlmD, "llm-d", |s| Box::new(p::LlmD::new(s));
     SglangCacheAware, "sglang-cache-aware", |s| Box::new(p::SglangCacheAware::new(s));
+    AibrixLeastRequest, "aibrix-least-request", |_| Box::new(p::AibrixLeastRequest);
+    LeastBusyTime, "least-busy-time", |_| Box::new(p::LeastBusyTime);
+    LeastLatency, "least-latency", |s| Box::new(p::LeastLatency::new(s));
+    LeastKvCache, "least-kv-cache", |_| Box::new(p::LeastKvCache);
+    LeastGpuCache, "least-gpu-cache", |_| Box::new(p::LeastGpuCache);
+    LeastUtilization, "least-utilization", |_| Box::new(p::LeastUtilization);
+    Throughput, "throughput", |s| Box::new(p::Throughput::new(s));
+    PowerOfTwo, "power-of-two", |_| Box::new(p::PowerOfTwo);
+    AibrixPrefixCache, "aibrix-prefix-cache", |s| Box::new(p::AibrixPrefixCache::new(s));
+    PrefixCachePreble, "prefix-cache-preble", |s| Box::new(p::PrefixCachePreble::new(s));
+    VtcBasic, "vtc-basic", |s| Box::new(p::VtcBasic::new(s));
+    SloLeastLoadPulling, "slo-least-load-pulling" | "slo", |s| Box::new(p::SloLeastLoadPulling::new(s));
+    SloLeastLoad, "slo-least-load", |s| Box::new(p::SloLeastLoad::new(s));
+    SloPackLoad, "slo-pack-load", |s| Box::new(p::SloPackLoad::new(s));
+    SessionAffinity, "session-affinity", |_| Box::new(p::SessionAffinity);
     Marginal, "marginal", |_| Box::new(p::Marginal::default());
 }
 

@@ -237,6 +237,74 @@ settings! {
         /// Loads are uneven when the greatest is more than this multiple of the least.
         balance_rel: f64 = 1.5, 0 to 1000000;
     }
+
+    /// Lengths of the request by which targets are compared while no engine tells its own.
+    least_latency: LeastLatencySettings, "least-latency" {
+        /// Prompt tokens.
+        guess_prompt_tokens: f64 = 10.0, 1 to 1000000;
+        /// Generated tokens.
+        guess_generation_tokens: f64 = 100.0, 1 to 1000000;
+    }
+
+    /// Weights of what a target processes.
+    throughput: ThroughputSettings, "throughput" {
+        /// On prompt tokens per second.
+        prompt_weight: f64 = 2.0, 0 to 1000;
+        /// On generated tokens per second.
+        generation_weight: f64 = 1.0, 0 to 1000;
+    }
+
+    /// Those of AIBrix's code (its notes say 16 and 2).
+    aibrix_prefix_cache: AibrixPrefixCacheSettings, "aibrix-prefix-cache" {
+        /// Where numbers of requests differ by more than this, only targets with the fewest are taken.
+        imbalance: u64 = 8, 0 to 1000000;
+        /// A holder may have as many requests as the mean and this many standard deviations.
+        deviations: f64 = 1.0, 0 to 1000;
+    }
+
+    /// Those of AIBrix.
+    prefix_cache_preble: PrefixCachePrebleSettings, "prefix-cache-preble" {
+        /// Where numbers of requests differ by more than this, only targets with the fewest are taken.
+        imbalance: u64 = 8, 0 to 1000000;
+        /// A match of more than this share of the prompt decides.
+        match_share: f64 = 0.5, 0 to 1;
+        /// Tokens that an answer is taken to have.
+        output_tokens: f64 = 45.0, 0 to 1000000;
+        /// How long a request counts as load of its target, seconds.
+        window_s: f64 = 180.0, 1 to 86400;
+    }
+
+    /// Those of AIBrix.
+    vtc_basic: VtcBasicSettings, "vtc-basic" {
+        /// How long tokens count, seconds.
+        window_s: f64 = 300.0, 1 to 86400;
+        /// On prompt tokens.
+        input_weight: f64 = 1.0, 0 to 1000;
+        /// On generated tokens.
+        output_weight: f64 = 2.0, 0 to 1000;
+        /// Least number of tokens by which a user moves on to the next target.
+        least_bucket: f64 = 1000.0, 1 to 1000000000;
+        /// Requests with which a target counts as full.
+        full: f64 = 100.0, 1 to 1000000;
+        /// On a target's distance from the user's place.
+        fairness_weight: f64 = 1.0, 0 to 1000;
+        /// On how full it is.
+        utilization_weight: f64 = 1.0, 0 to 1000;
+        /// Most that is drawn on top, so that near ties spread.
+        noise: f64 = 0.1, 0 to 1000;
+    }
+
+    /// Limits of requests that bring none, for all policies named `slo`; and what those take for granted.
+    slo: SloSettings, "slo" {
+        /// Time to the first token, milliseconds; 0 is no limit.
+        target_ttft_ms: f64 = 0.0, 0 to 4000000;
+        /// Time per further token, milliseconds; 0 is no limit.
+        target_tpot_ms: f64 = 0.0, 0 to 4000000;
+        /// Most tokens that an answer is taken to have.
+        output_tokens: f64 = 256.0, 1 to 1000000;
+        /// Greatest load at which a target still takes requests.
+        cap: f64 = 1.0, 0.01 to 1000;
+    }
 }
 
 #[cfg(test)]

@@ -3,40 +3,74 @@
 //! A policy is one file here and one line in `registry.rs`. It sees only candidates that may be picked; the host
 //! filters before and reserves after.
 
+mod aibrix_least_request;
+mod aibrix_prefix_cache;
 mod consistent_hash;
 mod cost;
 mod dynamo;
+mod figures;
+mod least_busy_time;
+mod least_gpu_cache;
+mod least_kv_cache;
+mod least_latency;
 mod least_queued_tokens;
 mod least_request;
 mod least_token;
+mod least_utilization;
 mod llm_d;
 mod llm_metric_based;
 mod lmetric;
 mod marginal;
+mod power_of_two;
 mod prefix_cache;
+mod prefix_cache_preble;
 mod random;
 mod round_robin;
+mod session_affinity;
 mod sglang_cache_aware;
+mod sliding;
+mod slo;
+mod slo_least_load;
+mod slo_least_load_pulling;
+mod slo_pack_load;
 #[cfg(test)]
 mod tests;
+mod throughput;
+mod vtc_basic;
+mod vtc_users;
 mod weighted;
 
 use std::sync::Arc;
 
+pub(crate) use aibrix_least_request::AibrixLeastRequest;
+pub(crate) use aibrix_prefix_cache::AibrixPrefixCache;
 pub(crate) use consistent_hash::ConsistentHash;
 pub(crate) use cost::Cost;
 pub(crate) use dynamo::Dynamo;
+pub(crate) use least_busy_time::LeastBusyTime;
+pub(crate) use least_gpu_cache::LeastGpuCache;
+pub(crate) use least_kv_cache::LeastKvCache;
+pub(crate) use least_latency::LeastLatency;
 pub(crate) use least_queued_tokens::LeastQueuedTokens;
 pub(crate) use least_request::LeastRequest;
 pub(crate) use least_token::LeastToken;
+pub(crate) use least_utilization::LeastUtilization;
 pub(crate) use llm_d::LlmD;
 pub(crate) use llm_metric_based::LlmMetricBased;
 pub(crate) use lmetric::Lmetric;
 pub(crate) use marginal::Marginal;
+pub(crate) use power_of_two::PowerOfTwo;
 pub(crate) use prefix_cache::PrefixCache;
+pub(crate) use prefix_cache_preble::PrefixCachePreble;
 pub(crate) use random::Random;
 pub(crate) use round_robin::RoundRobin;
+pub(crate) use session_affinity::SessionAffinity;
 pub(crate) use sglang_cache_aware::SglangCacheAware;
+pub(crate) use slo_least_load::SloLeastLoad;
+pub(crate) use slo_least_load_pulling::SloLeastLoadPulling;
+pub(crate) use slo_pack_load::SloPackLoad;
+pub(crate) use throughput::Throughput;
+pub(crate) use vtc_basic::VtcBasic;
 pub(crate) use weighted::Weighted;
 
 use crate::fleet::{EngineFigures, Fleet, Mode, ModelCells, TargetEntry};

@@ -1,5 +1,6 @@
 //! Rules by table, and what holds for every policy.
 
+mod aibrix;
 mod sums;
 mod tables;
 
