@@ -161,7 +161,8 @@ fn errors_are_typed() {
 #[test]
 fn a_long_wrong_value_is_not_repeated_whole() {
     let message = refused(&format!("gateway: {{policy: {}}}", "ä".repeat(5000))).to_string();
-    assert!(message.len() < 600, "{}", message.len());
+    // The names of all policies are in it.
+    assert!(message.len() < 1_500, "{}", message.len());
 }
 
 proptest! {

@@ -9,9 +9,10 @@ use crate::rng::Rng;
 /// Inputs: requests in flight; a target without any counts as zero, so that a cold one gets traffic. Ties are drawn.
 /// Defaults: none to set.
 ///
-/// Source: AIBrix `least-request`. Ours differs: the requests are those of all gateways and, where the engine's report
-/// shows some, foreign ones (the original counts its own replica's); counting is one step with the pick, so that a burst
-/// sees itself. That makes it this project's `least-request`, under the name that tells where it comes from.
+/// Source: AIBrix `least-request`. Ours differs: the requests are those of all gateways and, where the engine's
+/// report shows some, foreign ones (the original counts its own replica's); counting is one step with the pick, so
+/// that a burst sees itself. That makes it this project's `least-request`, under the name that tells where it comes
+/// from.
 pub(crate) struct AibrixLeastRequest;
 
 impl Policy for AibrixLeastRequest {

@@ -7,11 +7,12 @@ use crate::settings::{AibrixPrefixCacheSettings, Settings};
 /// The longest cached prefix among targets that do not stand out by their load.
 ///
 /// Rule:
-/// 1. Where the most and the fewest requests in flight differ by more than `imbalance`, only the targets with the fewest
-///    stay; what follows is decided among them.
+/// 1. Where the most and the fewest requests in flight differ by more than `imbalance`, only the targets with the
+///    fewest stay; what follows is decided among them.
 /// 2. Of the targets that hold some of the prompt, those stay whose requests are at most
 ///    `mean + deviations · σ`, with mean and σ (of a sample) over all candidates.
-/// 3. The greatest match wins, in whole percent of the prompt's blocks; of equals the one with fewer requests; then drawn.
+/// 3. The greatest match wins, in whole percent of the prompt's blocks; of equals the one with fewer requests; then
+///    drawn.
 /// 4. Where none is left: the fewest requests over all, drawn among equals.
 ///
 /// Inputs: cached blocks, requests in flight. Defaults: imbalance 8, one deviation: those of the original's code; its

@@ -12,19 +12,20 @@ use crate::settings::{LeastLatencySettings, Settings};
 /// value = queue + prefill / own prompt · prompt + decode / own generation · generation
 /// ```
 ///
-/// `queue`, `prefill` and `decode` are mean times of the requests that ended there lately, `own prompt` and
-/// `own generation` their mean lengths, `prompt` and `generation` the means of those lengths over the candidates that tell
-/// them: targets are compared by one and the same request. Where a target tells no length its own part counts as it is.
+/// `queue`, `prefill` and `decode` are mean times of the requests that ended there lately, `own prompt` and `own
+/// generation` their mean lengths, `prompt` and `generation` the means of those lengths over the candidates that tell
+/// them: targets are compared by one and the same request. Where a target tells no length its own part counts as it
+/// is.
 ///
-/// Inputs: the engines' histograms (vLLM's of queue, prefill and decode time and of tokens; of SGLang's the queue, the
-/// first token and the end), as means over about 30 s. A target at which no request ended lately has nothing to
-/// compare: it is taken first while it has no request at all, one at a time, and passed over else; so a slow start, or an
-/// idle hour, holds against nobody for ever. Targets without these figures are passed over; where no target has them
-/// the policy passes to `least-request`. Ties are drawn. Defaults: 10 and 100 tokens where no lengths are known.
+/// Inputs: the engines' histograms (vLLM's of queue, prefill and decode time and of tokens; of SGLang's the queue,
+/// the first token and the end), as means over about 30 s. A target at which no request ended lately has nothing to
+/// compare: it is taken first while it has no request at all, one at a time, and passed over else; so a slow start,
+/// or an idle hour, holds against nobody for ever. Targets without these figures are passed over; where no target has
+/// them the policy passes to `least-request`. Ties are drawn. Defaults: 10 and 100 tokens where no lengths are known.
 ///
-/// Source: AIBrix `least-latency`. Ours differs: the original reads the queue's histogram as a plain value, zero, and the
-/// lengths likewise, so that it compares the sums of all prefill and decode means since the engine's start; and with it
-/// an untried target takes every request until its first answer has ended.
+/// Source: AIBrix `least-latency`. Ours differs: the original reads the queue's histogram as a plain value, zero, and
+/// the lengths likewise, so that it compares the sums of all prefill and decode means since the engine's start; and
+/// with it an untried target takes every request until its first answer has ended.
 pub(crate) struct LeastLatency(LeastLatencySettings);
 
 /// What a candidate is compared by.

@@ -6,10 +6,10 @@ use crate::rng::Rng;
 
 /// The target with the lowest overall utilization.
 ///
-/// Rule: least utilization, a share of 1. Inputs: the engine's own figure where it has one (xLLM, and SGLang when told of
-/// a limit), else the greater of its KV room's share in use and running requests over the most it runs at once. Targets
-/// without any of these are passed over; where no target has one the policy passes to `least-request`. Ties are drawn.
-/// Defaults: none to set.
+/// Rule: least utilization, a share of 1. Inputs: the engine's own figure where it has one (xLLM, and SGLang when
+/// told of a limit), else the greater of its KV room's share in use and running requests over the most it runs at
+/// once. Targets without any of these are passed over; where no target has one the policy passes to `least-request`.
+/// Ties are drawn. Defaults: none to set.
 ///
 /// Source: AIBrix `least-utilization`, as documented. Ours differs: the original knows xLLM's figure only and is random
 /// with all other engines.

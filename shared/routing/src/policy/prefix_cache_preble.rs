@@ -12,10 +12,10 @@ use crate::settings::{PrefixCachePrebleSettings, Settings};
 /// Exploit a long match, else explore where recent work and the request's own cost least.
 ///
 /// Rule:
-/// 1. Where the most and the fewest requests in flight differ by more than `imbalance`, only the targets with the fewest
-///    stay.
-/// 2. Where the longest match among those covers more than `match_share` of the prompt, its holders are compared by their
-///    load alone (exploit).
+/// 1. Where the most and the fewest requests in flight differ by more than `imbalance`, only the targets with the
+///    fewest stay.
+/// 2. Where the longest match among those covers more than `match_share` of the prompt, its holders are compared by
+///    their load alone (exploit).
 /// 3. Else all of them by load plus the request's own prefill there (explore).
 ///
 /// ```text
@@ -24,14 +24,15 @@ use crate::settings::{PrefixCachePrebleSettings, Settings};
 ///
 /// All in time by the target's learnt costs; `own prefill` is of the uncached tokens. The least wins, ties are drawn.
 ///
-/// Inputs: cached blocks, requests in flight, constants, and what this policy itself has sent where: one word for each
-/// of 4,096 target slots; a target that takes another's slot over begins with what is left of the other's window. Each
-/// gateway knows its own sendings only. Defaults: 3 minutes, 45 tokens, a half (of AIBrix), imbalance 8.
+/// Inputs: cached blocks, requests in flight, constants, and what this policy itself has sent where: one word for
+/// each of 4,096 target slots; a target that takes another's slot over begins with what is left of the other's
+/// window. Each gateway knows its own sendings only, and in a weighted sum, which asks the policy for its measure
+/// alone, none. Defaults: 3 minutes, 45 tokens, a half (of AIBrix), imbalance 8.
 ///
-/// Sources: AIBrix `prefix-cache-preble`; Preble (Srivatsa et al., arXiv 2407.00023). Ours differs: costs are learnt per
-/// target instead of measured once on two old accelerators for one model; the share of the match is that of the targets
-/// left after step 1; load is counted per target, not per node of the tree; the request's own prefill counts in step 3,
-/// as in the paper (AIBrix leaves it out), and the paper's cost of evictions does not.
+/// Sources: AIBrix `prefix-cache-preble`; Preble (Srivatsa et al., arXiv 2407.00023). Ours differs: costs are learnt
+/// per target instead of measured once on two old accelerators for one model; the share of the match is that of the
+/// targets left after step 1; load is counted per target, not per node of the tree; the request's own prefill counts
+/// in step 3, as in the paper (AIBrix leaves it out), and the paper's cost of evictions does not.
 pub(crate) struct PrefixCachePreble {
     settings: PrefixCachePrebleSettings,
     scale: Scale,

@@ -7,14 +7,14 @@ use crate::rng::Rng;
 /// The target that the request's session is bound to, whatever its load.
 ///
 /// Rule: of the eligible targets the one with the greatest rendezvous weight of session and target name, so that
-/// every gateway sends a session to the same target without a table, and a target that comes or goes moves only its own
-/// sessions. Inputs: the hash of the session's key. A request without a session goes to `least-request`. Defaults: none to
-/// set.
+/// every gateway sends a session to the same target without a table, and a target that comes or goes moves only its
+/// own sessions. Inputs: the hash of the session's key. A request without a session goes to `least-request`.
+/// Defaults: none to set.
 ///
-/// Source: AIBrix `session-affinity` in the form with a key of the caller's own (`x-aibrix-session-key`). Ours differs: a
-/// request without a session goes to the least loaded target instead of a random one; a target is hashed by its name,
-/// which outlives its address; and the original's other form, in which the answer hands out the target's address and
-/// the client sends it back, does not exist: an address is never shown, and never taken from a client.
+/// Source: AIBrix `session-affinity` in the form with a key of the caller's own (`x-aibrix-session-key`). Ours
+/// differs: a request without a session goes to the least loaded target instead of a random one; a target is hashed
+/// by its name, which outlives its address; and the original's other form, in which the answer hands out the target's
+/// address and the client sends it back, does not exist: an address is never shown, and never taken from a client.
 pub(crate) struct SessionAffinity;
 
 impl Policy for SessionAffinity {

@@ -17,11 +17,11 @@ const USUAL_BATCH: f64 = 256.0;
 /// load        = (queued prefill + requests · N · step(batch) / batch) / latency
 /// ```
 ///
-/// `N` are the tokens expected of the answer. By Little's law `throughput · latency` is the number of requests that the
-/// target holds when it is just within the limits, so that a load of 1 is that. AIBrix sums `1/(throughput · latency)`
-/// over the pending requests, from profiles measured before; here throughput and latency follow from the target's learnt
-/// costs, and pending requests, of which only sums are kept, count with the prefill queued for them and, for the rest,
-/// as of this request's length.
+/// `N` are the tokens expected of the answer. By Little's law `throughput · latency` is the number of requests that
+/// the target holds when it is just within the limits, so that a load of 1 is that. AIBrix sums `1/(throughput ·
+/// latency)` over the pending requests, from profiles measured before; here throughput and latency follow from the
+/// target's learnt costs, and pending requests, of which only sums are kept, count with the prefill queued for them
+/// and, for the rest, as of this request's length.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Load {
     /// Load before the request.

@@ -9,16 +9,16 @@ use crate::settings::{Settings, SloSettings};
 /// The target with the least load against what it can take within the limits, whether or not they are predicted to be
 /// kept.
 ///
-/// Load: `load` of this module's neighbour `slo.rs`, a share of what the target can take under this request's limits, so
-/// that a slower target counts as fuller. The least wins, ties are drawn.
+/// Load: `load` of this module's neighbour `slo.rs`, a share of what the target can take under this request's limits,
+/// so that a slower target counts as fuller. The least wins, ties are drawn.
 ///
 /// Inputs: the request's limits, else the configured ones (`slo.target_ttft_ms`, `slo.target_tpot_ms`); the targets'
-/// learnt costs; reservations of all gateways. Without limits the policy passes to `least-request`. Defaults: no limits,
-/// answers of 256 tokens.
+/// learnt costs; reservations of all gateways. Without limits the policy passes to `least-request`. Defaults: no
+/// limits, answers of 256 tokens.
 ///
 /// Source: AIBrix `slo-least-load`. Ours differs: throughput and latency follow from learnt costs instead of profiles
-/// measured before; all targets are compared with each other, not those of one kind of accelerator first; and the original's
-/// queue, in which requests wait in the order of what they have left, does not exist.
+/// measured before; all targets are compared with each other, not those of one kind of accelerator first; and the
+/// original's queue, in which requests wait in the order of what they have left, does not exist.
 pub(crate) struct SloLeastLoad(SloSettings);
 
 impl SloLeastLoad {

@@ -8,15 +8,16 @@ use crate::settings::{Settings, SloSettings};
 
 /// The target with the least load among those at which the limits are predicted to be kept.
 ///
-/// Rule: of the targets at which the load with this request is at most `cap`, its predicted time to the first token at most
-/// the TTFT limit and the decode step with it at most the TPOT limit, the one with the least load wins; ties are drawn.
-/// **There is no queue in this gateway for requests to wait in until a target can pull them**: where no target qualifies,
-/// the policy behaves as `slo-least-load`, and says so by the reason `slo_infeasible`.
+/// Rule: of the targets at which the load with this request is at most `cap`, its predicted time to the first token
+/// at most the TTFT limit and the decode step with it at most the TPOT limit, the one with the least load wins; ties
+/// are drawn. **There is no queue in this gateway for requests to wait in until a target can pull them**: where no
+/// target qualifies, the policy behaves as `slo-least-load`, and says so by the reason `slo_infeasible`.
 ///
 /// Inputs, formula and fallback: as for `slo-least-load`. Defaults: cap 1.
 ///
-/// Source: AIBrix `slo-least-load-pulling`, its default among the SLO policies. Ours differs: as for `slo-least-load`; in
-/// the original such a request stays queued at the gateway, and is refused once its limit has passed.
+/// Source: AIBrix `slo-least-load-pulling`, its default among the SLO policies. Ours differs: as for
+/// `slo-least-load`; in the original such a request stays queued at the gateway, and is refused once its limit has
+/// passed.
 pub(crate) struct SloLeastLoadPulling(SloSettings);
 
 impl SloLeastLoadPulling {

@@ -8,10 +8,10 @@ use crate::settings::{Settings, SloSettings};
 
 /// The fullest target at which the limits are predicted to be kept: load is packed onto few targets.
 ///
-/// Rule: of the targets at which the load with this request is at most `cap`, its predicted time to the first token at most
-/// the TTFT limit and the decode step with it at most the TPOT limit, the one with the highest load with it wins; ties are
-/// drawn. Where no target qualifies, the one that misses its limits by the least factor, with the reason
-/// `slo_infeasible`.
+/// Rule: of the targets at which the load with this request is at most `cap`, its predicted time to the first token
+/// at most the TTFT limit and the decode step with it at most the TPOT limit, the one with the highest load with it
+/// wins; ties are drawn. Where no target qualifies, the one that misses its limits by the least factor, with the
+/// reason `slo_infeasible`.
 ///
 /// Inputs, formula and fallback: as for `slo-least-load`. Defaults: cap 1.
 ///

@@ -14,18 +14,19 @@ use crate::settings::{Settings, VtcBasicSettings};
 /// tokens  = Σ over the user's requests of the last window_s: input_weight · prompt + output_weight · 1.5 · prompt
 /// ```
 ///
-/// `rank` is the target's place in the order of requests in flight, fewest first, equal ones in an order drawn anew. The
-/// least score wins. An answer's length is estimated at the pick, and never above what the request allows.
+/// `rank` is the target's place in the order of requests in flight, fewest first, equal ones in an order drawn anew.
+/// The least score wins. An answer's length is estimated at the pick, and never above what the request allows.
 ///
-/// Inputs: the hash of the request's user, requests in flight, and what this policy itself has counted for 4,096 users
-/// (beyond that the least served are forgotten); each gateway counts its own. A request of no user goes to
-/// `least-request`. Defaults: 5 minutes, 1 and 2 (input, output), bucket 1,000, full 100, weights 1 and 1, noise 0.1.
+/// Inputs: the hash of the request's user, requests in flight, and what this policy itself has counted for 4,096
+/// users (beyond that the least served are forgotten); each gateway counts its own. A request of no user goes to
+/// `least-request`. In a weighted sum the policy is asked for its measure only and counts nothing. Defaults: 5
+/// minutes, 1 and 2 (input, output), bucket 1,000, full 100, weights 1 and 1, noise 0.1.
 ///
-/// Source: AIBrix `vtc-basic`, after VTC (Sheng et al., arXiv 2401.00588). Ours differs: the original's place in the list
-/// is one of a list shuffled at each request, which makes fairness a draw, and the formula of its documentation has the
-/// same fairness for every target, which makes it nothing; in the order of load it does what is promised, the least
-/// served getting the best chance. A request of no user goes to the least loaded target, not a random one. As the original
-/// it is no VTC: without a queue no bound of service is kept.
+/// Source: AIBrix `vtc-basic`, after VTC (Sheng et al., arXiv 2401.00588). Ours differs: the original's place in the
+/// list is one of a list shuffled at each request, which makes fairness a draw, and the formula of its documentation
+/// has the same fairness for every target, which makes it nothing; in the order of load it does what is promised, the
+/// least served getting the best chance. A request of no user goes to the least loaded target, not a random one. As
+/// the original it is no VTC: without a queue no bound of service is kept.
 pub(crate) struct VtcBasic {
     settings: VtcBasicSettings,
     users: Users,

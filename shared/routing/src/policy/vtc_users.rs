@@ -22,8 +22,9 @@ struct Place {
 
 /// A table of users with their tokens over the last window.
 ///
-/// Bounded: each user may stand at eight places of 4,096; when all are taken, the one with the fewest tokens is forgotten.
-/// Shards change it side by side: where two settle at one place at once, one of their requests is counted for the other.
+/// Bounded: each user may stand at eight places of 4,096; when all are taken, the one with the fewest tokens is
+/// forgotten. Shards change it side by side: where two settle at one place at once, one of their requests is counted
+/// for the other.
 #[derive(Debug)]
 pub(super) struct Users {
     scale: Scale,

@@ -5,8 +5,8 @@ use super::*;
 const ALL: [PolicyName; 3] =
     [PolicyName::SloLeastLoadPulling, PolicyName::SloLeastLoad, PolicyName::SloPackLoad];
 
-/// Targets with so many requests decoding, each of a short prompt. With the prior's constants a step takes 6 ms and some
-/// 35 µs for each of them.
+/// Targets with so many requests decoding, each of a short prompt. With the prior's constants a step takes 6 ms and
+/// some 35 µs for each of them.
 fn scene(policy: PolicyName, decoding: &[u64]) -> Scene {
     let candidate =
         |&requests: &u64| Candidate { requests, context_tokens: requests * 64, ..Candidate::default() };

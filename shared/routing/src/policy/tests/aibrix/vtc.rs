@@ -56,7 +56,7 @@ fn tokens_are_weighed_and_an_answer_is_no_longer_than_allowed() {
         scene.user = Some(1);
         change(&mut scene);
         scene.pick().unwrap();
-        // The first target's score is the distance of rank 0 from the user's place, in buckets of 4,000 tokens.
+        // The first target's score is the distance of rank 0 from the user's place.
         scene.values()[0].unwrap()
     };
     // 640 + 2 · 960 = 2,560 in buckets of (0 + 2,560) / 2.
