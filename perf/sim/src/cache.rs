@@ -5,8 +5,8 @@
 //! Blocks without a name (output, the partial last block, prompt not yet computed) are *private*: they take room and
 //! can be shared with nobody. All operations cost time proportional to the blocks they name.
 
-use ahash::RandomState;
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 
 const NIL: u32 = u32::MAX;
 
@@ -18,13 +18,33 @@ struct Node {
     next: u32,
 }
 
+/// Names are hashes already: a multiplication spreads them over a table.
+#[derive(Clone, Copy, Debug, Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, name: u64) {
+        // 2^64 over the golden ratio (Knuth, The Art of Computer Programming, volume 3, 6.4), its high bits brought down.
+        let product = (self.0 ^ name).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = product ^ product >> 32;
+    }
+}
+
 /// Named and private blocks of one engine within a fixed number of places.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct BlockCache {
     capacity: u32,
     nodes: Vec<Node>,
     spare: Vec<u32>,
-    names: HashMap<u64, u32, RandomState>,
+    names: HashMap<u64, u32, BuildHasherDefault<Spread>>,
     // Unpinned named blocks, oldest first.
     oldest: u32,
     newest: u32,
@@ -216,6 +236,30 @@ impl BlockCache {
             evicted.push(hash);
         }
         self.evictions += 1;
+    }
+}
+
+impl Clone for BlockCache {
+    fn clone(&self) -> Self {
+        Self {
+            nodes: self.nodes.clone(),
+            spare: self.spare.clone(),
+            names: self.names.clone(),
+            evicted: self.evicted.clone(),
+            ..*self
+        }
+    }
+
+    /// Into the memory that is there: plain copies of three pieces.
+    fn clone_from(&mut self, from: &Self) {
+        let Self { nodes, spare, names, evicted, .. } = from;
+        self.nodes.clone_from(nodes);
+        self.spare.clone_from(spare);
+        self.names.clone_from(names);
+        self.evicted.clone_from(evicted);
+        let (nodes, spare) = (std::mem::take(&mut self.nodes), std::mem::take(&mut self.spare));
+        let (names, evicted) = (std::mem::take(&mut self.names), self.evicted.take());
+        *self = Self { nodes, spare, names, evicted, ..*from };
     }
 }
 

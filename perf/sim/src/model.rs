@@ -31,8 +31,8 @@ pub struct ModelOptions {
     pub track: bool,
     /// Whether blocks found in the cache are told again as stored, as some engines do.
     pub tell_reused: bool,
-    /// Whether only first tokens and ends are told and nothing is counted in [`Model::stats`]: for replays, where each
-    /// token would cost entries that nobody reads.
+    /// Whether only first tokens and ends are told, and [`Model::stats`] has sums and counts alone: for replays, where
+    /// each token would cost entries that nobody reads.
     pub sparse: bool,
 }
 
@@ -129,7 +129,7 @@ struct Seq {
 }
 
 /// The sequences that wait or run, by place. The upper half of an id counts how often its place was taken.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 struct Seqs {
     paces: Vec<Pace>,
     rest: Vec<Option<Seq>>,
@@ -183,7 +183,7 @@ struct Part {
 }
 
 /// The state of one engine's scheduler and cache. A clone goes on by itself.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Model {
     options: ModelOptions,
     cache: BlockCache,
@@ -394,7 +394,7 @@ impl Model {
     pub fn end_step(&mut self, now: f64, out: &mut Vec<Progress>) {
         let step = std::mem::take(&mut self.step);
         let sparse = self.options.sparse;
-        let (mut tokens, mut ended) = (0u64, false);
+        let (mut tokens, mut made, mut ended) = (0u64, 0u64, false);
         for part in &step {
             let at = place(part.id);
             let pace = &mut self.seqs.paces[at];
@@ -405,6 +405,7 @@ impl Model {
             let decoding = pace.computed >= pace.prompt;
             if decoding && sparse && pace.emitted + 1 < pace.output {
                 pace.emitted += 1;
+                made += 1;
                 continue;
             }
             let Some(seq) = &mut self.seqs.rest[at] else { continue };
@@ -420,10 +421,12 @@ impl Model {
                 seq.first_token = now;
                 if pace.output > 0 {
                     pace.emitted = 1;
+                    made += 1;
                     self.stats.first_token(now - seq.arrived);
                 }
             } else {
                 pace.emitted += 1;
+                made += 1;
                 self.stats.next_token(now - seq.last_token);
             }
             seq.last_token = now;
@@ -441,7 +444,7 @@ impl Model {
             let seqs = &self.seqs;
             self.running.retain(|id| seqs.has(*id));
         }
-        self.stats.step(tokens);
+        self.stats.step(tokens, made);
         self.step = step;
         self.step.clear();
     }
@@ -511,6 +514,47 @@ fn plan(pace: &Pace, budget: &mut u32, work: &mut StepWork) -> Part {
     work.prefill_tokens += u64::from(chunk);
     work.attended += f64::from(chunk) * (f64::from(pace.computed) + f64::from(chunk) / 2.0);
     Part { id: pace.id, chunk }
+}
+
+impl Clone for Seqs {
+    fn clone(&self) -> Self {
+        Self { paces: self.paces.clone(), rest: self.rest.clone(), spare: self.spare.clone() }
+    }
+
+    fn clone_from(&mut self, from: &Self) {
+        let Self { paces, rest, spare } = from;
+        self.paces.clone_from(paces);
+        self.rest.clone_from(rest);
+        self.spare.clone_from(spare);
+    }
+}
+
+impl Clone for Model {
+    fn clone(&self) -> Self {
+        Self {
+            options: self.options.clone(),
+            cache: self.cache.clone(),
+            seqs: self.seqs.clone(),
+            waiting: self.waiting.clone(),
+            running: self.running.clone(),
+            step: self.step.clone(),
+            stats: self.stats.clone(),
+            changes: self.changes.clone(),
+        }
+    }
+
+    /// Into the memory that is there: who tries out what a decision leads to copies engines all the time.
+    fn clone_from(&mut self, from: &Self) {
+        let Self { options, cache, seqs, waiting, running, step, stats, changes } = from;
+        self.options.clone_from(options);
+        self.cache.clone_from(cache);
+        self.seqs.clone_from(seqs);
+        self.waiting.clone_from(waiting);
+        self.running.clone_from(running);
+        self.step.clone_from(step);
+        self.stats.clone_from(stats);
+        self.changes.clone_from(changes);
+    }
 }
 
 #[cfg(test)]

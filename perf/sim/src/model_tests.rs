@@ -1,4 +1,5 @@
 use super::*;
+use crate::histogram::Histogram;
 use std::collections::HashMap;
 
 fn options(blocks: u32) -> ModelOptions {
@@ -265,6 +266,12 @@ mod random {
                     (m.running(), m.waiting(), c.used(), c.named(), c.evictions(), m.ids().collect::<Vec<_>>())
                 };
                 prop_assert_eq!(seen(&full), seen(&sparse));
+                let counted = |m: &Model| {
+                    let s = m.stats();
+                    let sums = [&s.queue, &s.prefill, &s.decode, &s.request_prompt_tokens].map(Histogram::sum);
+                    (s.prompt_tokens, s.generation_tokens, s.cache_hits, s.steps, s.queue.count(), sums)
+                };
+                prop_assert_eq!(counted(&full), counted(&sparse));
             }
         }
     }

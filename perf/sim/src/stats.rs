@@ -42,7 +42,7 @@ impl Stats {
         Self::build(false)
     }
 
-    /// Counts nothing but aborted and rejected requests, and is cheap to clone.
+    /// Sums and counts alone, without buckets, and nothing of single tokens but their number: cheap to clone and to keep.
     pub(crate) fn silent() -> Self {
         Self::build(true)
     }
@@ -84,9 +84,6 @@ impl Stats {
     }
 
     pub(crate) fn admitted(&mut self, prompt: u32, cached: u32, waited: f64) {
-        if self.silent {
-            return;
-        }
         self.cache_queries += u64::from(prompt);
         self.cache_hits += u64::from(cached);
         self.last_hit_rate = f64::from(cached) / f64::from(prompt.max(1));
@@ -94,9 +91,6 @@ impl Stats {
     }
 
     pub(crate) fn prefilled(&mut self, prompt: u32, cached: u32) {
-        if self.silent {
-            return;
-        }
         self.prompt_tokens += u64::from(prompt);
         self.cached_prompt_tokens += u64::from(cached);
         self.request_computed_tokens.observe(f64::from(prompt - cached));
@@ -118,19 +112,18 @@ impl Stats {
         self.inter_token.observe(after);
     }
 
-    pub(crate) fn step(&mut self, tokens: u64) {
+    /// A step has computed so many tokens, and made so many.
+    pub(crate) fn step(&mut self, tokens: u64, made: u64) {
+        self.steps += 1;
         if self.silent {
+            self.generation_tokens += made;
             return;
         }
-        self.steps += 1;
         self.step_tokens.observe(tokens as f64);
     }
 
     /// `times`: arrival, admission, first token, end.
     pub(crate) fn finished(&mut self, spec: &SeqSpec, emitted: u32, times: [f64; 4]) {
-        if self.silent {
-            return;
-        }
         let [arrived, admitted, first, end] = times;
         self.request_prompt_tokens.observe(f64::from(spec.prompt_tokens));
         self.request_generation_tokens.observe(f64::from(emitted));

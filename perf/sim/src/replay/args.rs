@@ -47,6 +47,9 @@ pub struct ReplayArgs {
     /// Gateways predict with the constants that they start with, instead of learning what engines cost
     #[arg(long)]
     pub no_learning: bool,
+    /// Changes a setting of a policy, for example --tune cost.own_prefill=2; repeatable
+    #[arg(long, value_name = "POLICY.KEY=VALUE")]
+    pub tune: Vec<String>,
     /// Runs of each policy, with the seeds 1 to K; figures are their means
     #[arg(long, default_value_t = 1, value_name = "K")]
     pub seeds: u64,
@@ -189,11 +192,31 @@ impl ReplayArgs {
             gateways: self.gateways,
             state_delay: self.state_delay / 1e3,
             failures: self.fail.clone(),
-            settings: Settings::default(),
+            settings: self.settings()?,
             learn: !self.no_learning,
             told_slo: if self.tell_slo { Some(self.slo()?) } else { None },
             progress: None,
         })
+    }
+
+    /// Settings of the policies, with `--tune`.
+    fn settings(&self) -> Result<Settings, BadReplay> {
+        let mut settings = Settings::default();
+        for text in &self.tune {
+            let parts = text.split_once('=').and_then(|(name, value)| {
+                let (policy, key) = name.trim().split_once('.')?;
+                Some((policy, key, value.trim().parse::<f64>().ok()?))
+            });
+            let (policy, key, value) =
+                parts.ok_or_else(|| bad("tune", text, "is not like cost.own_prefill=2"))?;
+            let known =
+                || Settings::keys().iter().map(|k| format!("{}.{}", k.policy, k.key)).collect::<Vec<_>>();
+            let setting = Settings::keys().iter().find(|k| k.policy == policy && k.key == key);
+            let setting =
+                setting.ok_or_else(|| bad("tune", text, format!("known are {}", known().join(", "))))?;
+            setting.set(&mut settings, value).map_err(|e| bad("tune", text, e))?;
+        }
+        Ok(settings)
     }
 
     fn pool(&self) -> Result<Vec<InstanceSpec>, BadReplay> {

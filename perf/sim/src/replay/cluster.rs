@@ -70,12 +70,15 @@ pub enum NotTaken {
 }
 
 /// One engine.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Engine {
     /// Its scheduler and cache.
     pub model: Model,
     /// Whether it answers.
     pub up: bool,
+    /// Seconds spent in steps that have ended.
+    pub busy_s: f64,
+    began: f64,
     stepping: bool,
     /// Requests by the place of their sequence.
     requests: Vec<RequestId>,
@@ -96,7 +99,15 @@ impl Engine {
             sparse: true,
         };
         let (requests, begun) = (Vec::new(), Vec::new());
-        Self { model: Model::new(options), up: true, stepping: false, requests, begun }
+        Self {
+            model: Model::new(options),
+            up: true,
+            busy_s: 0.0,
+            began: 0.0,
+            stepping: false,
+            requests,
+            begun,
+        }
     }
 
     /// Requests that wait or run.
@@ -113,8 +124,22 @@ fn place(id: SeqId) -> usize {
     (id & 0xffff_ffff) as usize
 }
 
+impl Clone for Engine {
+    fn clone(&self) -> Self {
+        let (model, requests, begun) = (self.model.clone(), self.requests.clone(), self.begun.clone());
+        Self { model, requests, begun, ..*self }
+    }
+
+    fn clone_from(&mut self, from: &Self) {
+        let Self { model, up, busy_s, began, stepping, requests, begun } = from;
+        self.model.clone_from(model);
+        self.requests.clone_from(requests);
+        self.begun.clone_from(begun);
+        (self.up, self.busy_s, self.began, self.stepping) = (*up, *busy_s, *began, *stepping);
+    }
+}
+
 /// Engines, arrivals and the clock.
-#[derive(Clone)]
 pub struct World {
     /// Seconds since the start.
     pub now: f64,
@@ -131,7 +156,7 @@ pub struct World {
     failures: Vec<(f64, usize, bool)>,
     ready: VecDeque<Event>,
     progress: Vec<Progress>,
-    /// What the blocks are made of: nothing that anybody looks at.
+    /// What the blocks are made of: nothing that anybody looks at. `None` in a branch.
     origin: Option<Arc<Origin>>,
 }
 
@@ -164,14 +189,25 @@ impl World {
         &self.workload
     }
 
-    /// A copy whose caches tell nobody of their changes: for trying out what a decision leads to.
+    /// A copy for trying out what a decision leads to: its caches tell nobody of their changes, and the ends of steps
+    /// are passed over.
     pub fn branch(&self) -> Self {
         let mut copy = self.clone();
-        copy.origin = None;
-        for engine in &mut copy.engines {
+        copy.be_branch();
+        copy
+    }
+
+    /// The same into a copy made before, which costs no new memory.
+    pub fn branch_into(&self, copy: &mut Self) {
+        copy.clone_from(self);
+        copy.be_branch();
+    }
+
+    fn be_branch(&mut self) {
+        self.origin = None;
+        for engine in &mut self.engines {
             engine.model.untrack();
         }
-        copy
     }
 
     /// When something happens next.
@@ -265,6 +301,7 @@ impl World {
         engine.stepping = false;
         if let Some(seconds) = engine.model.begin_step(self.now) {
             engine.stepping = true;
+            engine.began = self.now;
             self.steps.push(Reverse(((self.now + seconds).to_bits(), instance as u32)));
         }
     }
@@ -273,6 +310,7 @@ impl World {
         let engine = &mut self.engines[instance];
         let mut progress = std::mem::take(&mut self.progress);
         engine.model.end_step(self.now, &mut progress);
+        engine.busy_s += self.now - engine.began;
         for told in progress.drain(..) {
             let request = engine.request(told.id);
             if told.emitted <= 1 {
@@ -284,7 +322,9 @@ impl World {
             }
         }
         self.progress = progress;
-        self.ready.push_back(Event::Stepped(instance));
+        if self.origin.is_some() {
+            self.ready.push_back(Event::Stepped(instance));
+        }
         self.begin_step(instance);
     }
 
@@ -309,5 +349,36 @@ impl World {
         if !std::mem::replace(&mut self.engines[instance].up, true) {
             self.ready.push_back(Event::Up(instance));
         }
+    }
+}
+
+impl Clone for World {
+    fn clone(&self) -> Self {
+        Self {
+            now: self.now,
+            engines: self.engines.clone(),
+            arrivals: self.arrivals.clone(),
+            workload: self.workload.clone(),
+            specs: self.specs.clone(),
+            steps: self.steps.clone(),
+            failures: self.failures.clone(),
+            ready: self.ready.clone(),
+            progress: Vec::new(),
+            origin: self.origin.clone(),
+        }
+    }
+
+    fn clone_from(&mut self, from: &Self) {
+        let Self { now, engines, arrivals, workload, specs, steps, failures, ready, progress: _, origin } =
+            from;
+        self.now = *now;
+        self.engines.clone_from(engines);
+        self.arrivals.clone_from(arrivals);
+        self.workload.clone_from(workload);
+        self.specs.clone_from(specs);
+        self.steps.clone_from(steps);
+        self.failures.clone_from(failures);
+        self.ready.clone_from(ready);
+        self.origin.clone_from(origin);
     }
 }

@@ -8,14 +8,15 @@ use std::sync::Arc;
 use fairlead_prefix::{Hits, Reader};
 use fairlead_replication::{CHORES_US, CONFIRM, Overlay, ReplicaConfig};
 use fairlead_routing::{
-    Constants, EngineFigures, Fleet, InFlightSums, Learner, PlanRequest, Reservation, Rng, Scratch, Strategy,
-    TargetCells, TargetEntry, plan,
+    Constants, Fleet, InFlightSums, Learner, PlanRequest, Reservation, Rng, Scratch, Strategy, TargetCells,
+    TargetEntry, plan,
 };
 use fairlead_wire::TargetId;
 use fairlead_wire::msg::{CacheSource, EngineKind, HashSpace, InstanceInfo, ModelInfo, ServingRole};
 
 use super::cluster::{Event, World};
 use super::decide::Decider;
+use super::meter::Meter;
 use super::news::{Index, Mail, News, config};
 use super::workload::{RequestId, Workload};
 use super::{BadPolicy, Setup};
@@ -46,6 +47,7 @@ pub struct Gateways {
     list: Vec<Gateway>,
     index: Index,
     mail: Mail,
+    meters: Vec<Meter>,
     infos: Vec<Arc<InstanceInfo>>,
     /// The targets that the instances are now.
     ids: Vec<TargetId>,
@@ -103,6 +105,7 @@ impl Gateways {
             list,
             index,
             mail: Mail::new(micros(setup.state_delay)),
+            meters: vec![Meter::default(); instances],
             infos,
             ids,
             ready: vec![true; instances],
@@ -253,6 +256,17 @@ impl Gateways {
         self.hear(now_us);
     }
 
+    /// What agents measure of engines that do nothing, which have no step whose end would tell it.
+    fn watch_idle(&mut self, world: &World, now_us: u64) {
+        for (instance, engine) in world.engines.iter().enumerate() {
+            let meter = &mut self.meters[instance];
+            if engine.up && engine.in_flight() == 0 && meter.is_due(world.now) {
+                let figures = meter.figures(engine, world.now);
+                self.mail.send(now_us, News::Figures { instance, figures });
+            }
+        }
+    }
+
     /// Takes what a gateway saw of an instance's speed into account.
     fn learn(&mut self, gateway: usize, instance: usize, take: impl FnOnce(&mut Learner)) {
         if self.learns
@@ -281,6 +295,7 @@ impl Decider for Gateways {
             *at = self.rng.below(self.list.len()) as u32;
         }
         let number = *at as usize;
+        self.watch_idle(world, now_us);
         self.chores(number, now_us);
         let asked = &world.workload().requests[request as usize];
         let gateway = &mut self.list[number];
@@ -349,18 +364,7 @@ impl Decider for Gateways {
             }
             Event::Stepped(instance) => {
                 let changes = world.take_changes(instance);
-                let model = &world.engines[instance].model;
-                let capacity = u64::from(model.cache().capacity());
-                let figures = EngineFigures {
-                    running: Some(model.running() as u32),
-                    waiting: Some(model.waiting() as u32),
-                    kv_usage: Some(model.cache().used() as f32 / capacity as f32),
-                    kv_total_tokens: Some(capacity * u64::from(world.workload().block_tokens)),
-                    // All traffic is the gateways'.
-                    foreign_requests: Some(0),
-                    taken_us: now_us,
-                    ..EngineFigures::default()
-                };
+                let figures = self.meters[instance].figures(&world.engines[instance], world.now);
                 if !changes.is_empty() {
                     self.mail.send(now_us, News::Cache { instance, changes });
                 }
@@ -368,6 +372,7 @@ impl Decider for Gateways {
             }
             Event::Down(instance) | Event::Up(instance) => {
                 let ready = matches!(event, Event::Up(_));
+                self.meters[instance] = Meter::default();
                 let before = self.ids[instance];
                 let id = if ready { TargetId::new(before.slot, before.generation + 1) } else { before };
                 self.mail.send(now_us, News::Target { instance, id, ready });

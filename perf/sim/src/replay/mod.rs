@@ -12,6 +12,7 @@ mod cluster;
 mod compare;
 mod decide;
 mod gateway;
+mod meter;
 mod news;
 mod outcome;
 mod workload;
