@@ -11,8 +11,8 @@
 //! All times are microseconds.
 
 mod constants;
+mod filter;
 mod learn;
-mod rls;
 
 pub use constants::{Constants, CostCell};
 pub use learn::{DecodeSeen, Learner, PrefillSeen};

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use super::pressure::Pressure;
-use super::reservation::Counters;
+use super::reservation::{Counters, Disturbance};
 use crate::cost::CostCell;
 use crate::filter::Room;
 
@@ -267,6 +267,7 @@ pub struct TargetCells {
     pub(crate) cold: AtomicU64,
     /// What its work costs, as learnt.
     pub costs: CostCell,
+    pub(crate) disturbance: Disturbance,
 }
 
 const _: () = assert!(std::mem::offset_of!(TargetCells, peers) == 64);
@@ -293,11 +294,20 @@ impl TargetCells {
         if sums.prefilling < before || (idle && sums.prefilling > 0) {
             self.counters.progressed(now_us);
         }
+        if before > 0 || sums.prefilling > 0 {
+            self.disturbance.note();
+        }
         self.peers.requests.store(sums.requests, Ordering::Relaxed);
         self.peers.prefilling.store(sums.prefilling, Ordering::Relaxed);
         self.peers.prefill_tokens.store(sums.prefill_tokens, Ordering::Relaxed);
         self.peers.prefill_us.store(sums.prefill_us, Ordering::Relaxed);
         self.peers.context_tokens.store(sums.context_tokens, Ordering::Relaxed);
+    }
+
+    /// The count of disturbances, if a prompt's prefill could be told from others' now.
+    pub(crate) fn undisturbed(&self) -> Option<u64> {
+        let alone = self.peers.prefilling.load(Ordering::Relaxed) == 0;
+        self.disturbance.count_if_none_unseen().filter(|_| alone)
     }
 
     /// Sums of the other gateways.

@@ -57,6 +57,27 @@ impl Counters {
     }
 }
 
+/// What keeps this process from telling whose prefill it was that took the time before a first token.
+#[derive(Debug, Default)]
+pub(crate) struct Disturbance {
+    /// Counts what happens: news of the others' prompts, own requests that end before their first token.
+    count: AtomicU64,
+    /// Own requests whose first token nobody will see and whose prefill may not be over.
+    unseen: AtomicU64,
+}
+
+impl Disturbance {
+    /// Something happened.
+    pub(crate) fn note(&self) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What has happened, unless a prefill is under way whose end nobody will see.
+    pub(crate) fn count_if_none_unseen(&self) -> Option<u64> {
+        (self.unseen.load(Ordering::Relaxed) == 0).then(|| self.count.load(Ordering::Relaxed))
+    }
+}
+
 /// One request's share of its target's load. Dropping it releases all that is still held.
 #[derive(Debug)]
 #[must_use = "dropping the guard releases the reservation"]
@@ -66,8 +87,12 @@ pub struct Reservation {
     prefill_tokens: u64,
     prefill_us: u64,
     prefilled: bool,
+    /// Nobody will see its first token.
+    unseen: bool,
     sent_us: u64,
     first: First,
+    /// The count of disturbances when it was sent, if its prefill could be told from others' then.
+    undisturbed: Option<u64>,
 }
 
 /// The target at a request's first token.
@@ -95,7 +120,18 @@ impl Reservation {
         counters.prefill_us.fetch_add(prefill_us, Ordering::Relaxed);
         let first = First::default();
         let (prompt_tokens, prefill_tokens, sent_us) = (prompt, uncached, now_us);
-        Self { target, prompt_tokens, prefill_tokens, prefill_us, prefilled: false, sent_us, first }
+        let undisturbed = target.cells.undisturbed();
+        Self {
+            target,
+            prompt_tokens,
+            prefill_tokens,
+            prefill_us,
+            prefilled: false,
+            unseen: false,
+            sent_us,
+            first,
+            undisturbed,
+        }
     }
 
     /// The target reserved on.
@@ -108,24 +144,42 @@ impl Reservation {
         self.prefill_tokens
     }
 
+    /// The answer will come whole: nobody will see its first token. Until [`Reservation::presume_prefilled`], others'
+    /// first tokens show nothing of the target's speed. To be called right after the pick, once.
+    pub fn unseen(&mut self) {
+        if !std::mem::replace(&mut self.unseen, true) {
+            self.target.cells.disturbance.unseen.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The time is over that the prefill was predicted to take: it counts as done, context being decoded begins. Says
+    /// nothing of how far the target has come. Nothing happens if a first token was seen.
+    pub fn presume_prefilled(&mut self) {
+        if !std::mem::replace(&mut self.prefilled, true) {
+            self.prefill_ends();
+        }
+    }
+
     /// The first token came: prefill work ends, context being decoded begins. Further calls do nothing. Answers what
-    /// that shows of the target's speed.
+    /// that shows of the target's speed: nothing if other gateways had prompts there, requests ended early, or there
+    /// are such whose first tokens are not seen, for it cannot be told then whose prefill took the time.
     pub fn first_token(&mut self, now_us: u64) -> Option<PrefillSeen> {
         if std::mem::replace(&mut self.prefilled, true) {
             return None;
         }
+        self.prefill_ends();
         let counters = &self.target.cells.counters;
         let before = counters.progressed(now_us);
-        counters.context_tokens.fetch_add(self.prompt_tokens, Ordering::Relaxed);
-        counters.prefill_tokens.fetch_sub(self.prefill_tokens, Ordering::Relaxed);
-        counters.prefill_us.fetch_sub(self.prefill_us, Ordering::Relaxed);
-        counters.prefilling.fetch_sub(1, Ordering::Relaxed);
         let prefilled = counters.prefilled.fetch_add(self.prefill_tokens, Ordering::Relaxed);
         let (batch, context) = self.decoding();
         self.first = First { at_us: now_us, batch, context, prefilled: prefilled + self.prefill_tokens };
+        if self.undisturbed.is_none_or(|count| self.target.cells.undisturbed() != Some(count)) {
+            return None;
+        }
         let narrow = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
         Some(PrefillSeen {
             span_us: now_us.saturating_sub(before.max(self.sent_us)),
+            alone: before <= self.sent_us,
             tokens: narrow(self.prefill_tokens),
             cached: narrow(self.prompt_tokens.saturating_sub(self.prefill_tokens)),
             batch: batch.saturating_sub(1) as f32,
@@ -154,6 +208,18 @@ impl Reservation {
         })
     }
 
+    /// Releases what counts as not yet prefilled.
+    fn prefill_ends(&self) {
+        let cells = &self.target.cells;
+        cells.counters.context_tokens.fetch_add(self.prompt_tokens, Ordering::Relaxed);
+        cells.counters.prefill_tokens.fetch_sub(self.prefill_tokens, Ordering::Relaxed);
+        cells.counters.prefill_us.fetch_sub(self.prefill_us, Ordering::Relaxed);
+        cells.counters.prefilling.fetch_sub(1, Ordering::Relaxed);
+        if self.unseen {
+            cells.disturbance.unseen.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
     /// Requests decoding at the target, and their prompt tokens.
     fn decoding(&self) -> (u64, u64) {
         let own = self.target.cells.counters.in_flight();
@@ -166,13 +232,12 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         let counters = &self.target.cells.counters;
-        if self.prefilled {
-            counters.context_tokens.fetch_sub(self.prompt_tokens, Ordering::Relaxed);
-        } else {
-            counters.prefill_tokens.fetch_sub(self.prefill_tokens, Ordering::Relaxed);
-            counters.prefill_us.fetch_sub(self.prefill_us, Ordering::Relaxed);
-            counters.prefilling.fetch_sub(1, Ordering::Relaxed);
+        if !self.prefilled {
+            // What the target has done for it is not known.
+            self.target.cells.disturbance.note();
+            self.prefill_ends();
         }
+        counters.context_tokens.fetch_sub(self.prompt_tokens, Ordering::Relaxed);
         counters.requests.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -209,9 +274,10 @@ mod tests {
         let mut second = Reservation::new(target.clone(), 600, 500, 150);
         let seen = first.first_token(40_100).unwrap();
         assert_eq!((seen.span_us, seen.tokens, seen.cached, seen.batch), (40_000, 1_000, 0, 0.0));
+        assert!(seen.alone);
         // Its prefill began when the one before it ended.
         let seen = second.first_token(60_100).unwrap();
-        assert_eq!((seen.span_us, seen.tokens, seen.cached), (20_000, 500, 100));
+        assert_eq!((seen.span_us, seen.tokens, seen.cached, seen.alone), (20_000, 500, 100, false));
         assert_eq!((seen.batch, seen.context), (1.0, 1_000.0));
         let decoded = first.last_token(140_100, 11).unwrap();
         assert_eq!((decoded.span_us, decoded.tokens), (100_000, 10));
@@ -222,6 +288,49 @@ mod tests {
         let mut third = Reservation::new(target.clone(), 10, 10, 900_000);
         assert_eq!(third.first_token(900_500).unwrap().span_us, 500);
         assert!(third.last_token(900_600, 1).is_none());
+    }
+
+    #[test]
+    fn a_first_token_shows_nothing_where_others_prefill_may_have_taken_the_time() {
+        let target = entry(0, "a", "m");
+        let mut now = 0;
+        // Sends a request, lets `meanwhile` happen, and says whether its first token shows anything.
+        let mut shows = |meanwhile: &mut dyn FnMut()| {
+            now += 1_000_000;
+            let mut own = Reservation::new(target.clone(), 10, 10, now);
+            meanwhile();
+            own.first_token(now + 500_000).is_some()
+        };
+        let peers = |prefilling| {
+            let sums = InFlightSums { prefilling, requests: prefilling, ..InFlightSums::default() };
+            target.cells.set_peers(sums, 0);
+        };
+        assert!(shows(&mut || ()));
+        assert!(shows(&mut || peers(0)), "the others have nothing there");
+        assert!(!shows(&mut || peers(1)));
+        assert!(!shows(&mut || ()), "still there");
+        assert!(!shows(&mut || peers(0)), "just done");
+        assert!(!shows(&mut || (peers(1), peers(0)).1), "come and gone");
+        assert!(shows(&mut || ()));
+        let mut early = Some(Reservation::new(target.clone(), 10, 10, 1));
+        assert!(!shows(&mut || drop(early.take())), "a request that ended early");
+        assert!(shows(&mut || ()));
+        // An answer that comes whole: until its prefill is presumed to be done, or it has come.
+        let mut whole = Reservation::new(target.clone(), 10, 10, 1);
+        whole.unseen();
+        whole.unseen();
+        assert!(!shows(&mut || ()));
+        whole.presume_prefilled();
+        assert_eq!(target.cells.counters.in_flight().prefilling, 0);
+        assert_eq!(target.cells.counters.in_flight().context_tokens, 10);
+        assert!(shows(&mut || ()));
+        assert!(whole.first_token(5).is_none(), "too late");
+        drop(whole);
+        let mut whole = Some(Reservation::new(target.clone(), 10, 10, 1));
+        whole.iter_mut().for_each(Reservation::unseen);
+        drop(whole.take());
+        assert!(shows(&mut || ()));
+        assert_eq!(target.cells.counters.in_flight(), InFlightSums::default());
     }
 
     #[test]
