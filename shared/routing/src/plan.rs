@@ -7,7 +7,7 @@ use fairlead_prefix::Hits;
 use crate::explain::Explain;
 use crate::filter::{Filters, Strictness};
 use crate::fleet::{Fleet, Mode, ModelEntry, Reservation, Row, TargetEntry};
-use crate::policy::{Candidate, Choice, Decision, Missing, Reason};
+use crate::policy::{Candidate, Decision, Missing, Reason};
 use crate::registry::PolicyName;
 use crate::request::PlanRequest;
 use crate::rng::Rng;
@@ -118,16 +118,14 @@ fn decide(
     collect(request, model, mode, scratch)?;
     let candidates = &scratch.candidates;
     let decision = Decision { request, candidates, targets: &model.targets, model: &model.cells, fleet };
-    let picked = if mode == Mode::Blind {
-        let mut picked = scratch.blind.pick(&decision, &mut scratch.rng);
+    let strategy = if mode == Mode::Blind { &scratch.blind } else { request.strategy };
+    // Also where there is no choice: policies that take turns or keep accounts count it.
+    let mut picked = strategy.pick(&decision, &mut scratch.rng);
+    if mode == Mode::Blind {
         picked.choice.reason = Reason::Blind;
-        picked
     } else if let [_] = decision.candidates {
-        let choice = Choice { index: 0, reason: Reason::OnlyCandidate };
-        Picked { choice, policy: request.strategy.name(), missing: None }
-    } else {
-        request.strategy.pick(&decision, &mut scratch.rng)
-    };
+        picked.choice.reason = Reason::OnlyCandidate;
+    }
     if let Some(explain) = explain {
         let deciding = (mode != Mode::Blind).then(|| request.strategy.member(picked.policy)).flatten();
         explain.fill(&decision, &picked, deciding, mode);

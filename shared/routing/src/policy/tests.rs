@@ -1,12 +1,10 @@
-//! Rules by table, and what holds for every policy.
+//! Rules by table. What holds for every policy is in `tests/policies.rs`.
 
 mod aibrix;
 mod sums;
 mod tables;
 
 use std::sync::Arc;
-
-use proptest::prelude::*;
 
 use super::*;
 use crate::Rng;
@@ -81,29 +79,6 @@ fn least_request_takes_the_fewest() {
         pick(PolicyName::LeastRequest, 0, &[(9, 2, 0), (0, 1, 99), (0, 3, 0)]),
         (1, Reason::LeastRequests)
     );
-}
-
-#[test]
-fn ties_spread_evenly() {
-    for policy in [PolicyName::PrefixCache, PolicyName::LeastRequest, PolicyName::Random] {
-        let fleet = empty_fleet();
-        let candidates = candidates(&[(0, 0, 0); 4]);
-        let mut rng = Rng::new(3);
-        let mut seen = [0; 4];
-        let request = PlanRequest { path: &[1; 4], ..PlanRequest::new("m", strategy(policy)) };
-        let model = Default::default();
-        let d = Decision {
-            request: &request,
-            candidates: &candidates,
-            targets: &[],
-            model: &model,
-            fleet: &fleet,
-        };
-        for _ in 0..4000 {
-            seen[request.strategy.policy().pick(&d, &mut rng).unwrap().index] += 1;
-        }
-        assert!(seen.iter().all(|&n| (850..1150).contains(&n)), "{policy}: {seen:?}");
-    }
 }
 
 #[test]
@@ -222,30 +197,4 @@ fn blind_mode_goes_round_and_stale_mode_ignores_peers() {
     fleet.set_mode(Mode::Blind);
     let plan = go();
     assert_eq!((plan.reason, plan.policy), (Reason::Blind, PolicyName::RoundRobin));
-}
-
-proptest! {
-    #[test]
-    fn no_policy_picks_a_filtered_target(
-        ready in proptest::collection::vec(any::<bool>(), 1..12),
-        tried_mask in any::<u16>(), policy_index in 0..PolicyName::ALL.len(), seed in any::<u64>(),
-    ) {
-        let fleet = empty_fleet();
-        let entries: Vec<_> = ready.iter().enumerate().map(|(i, &ready)| {
-            let mut e = (*entry(i as u16, &format!("t{i}"), "m")).clone_for_test();
-            e.ready = ready;
-            Arc::new(e)
-        }).collect();
-        fleet.publish(entries.iter().cloned().map(Some).collect());
-        let tried: Vec<_> = entries.iter().filter(|e| tried_mask >> e.id.slot & 1 == 1).cloned().collect();
-        let mut scratch = Scratch::new(seed);
-        let result = plan(&request(PolicyName::ALL[policy_index], &tried), &fleet, &mut scratch);
-        let eligible = |e: &Arc<crate::TargetEntry>| e.ready && !tried.iter().any(|t| t.id == e.id);
-        match result {
-            Ok(plan) => prop_assert!(eligible(plan.target())),
-            Err(NoPlan::AllTried) => prop_assert!(!entries.iter().any(eligible) && ready.contains(&true)),
-            Err(NoPlan::NoneReady) => prop_assert!(!ready.contains(&true)),
-            Err(NoPlan::UnknownModel | NoPlan::NoneMatches) => prop_assert!(false),
-        }
-    }
 }
