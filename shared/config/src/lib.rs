@@ -7,6 +7,7 @@
 
 mod error;
 mod reference;
+mod routing;
 mod schema;
 mod sections;
 mod setting;
@@ -14,9 +15,10 @@ mod types;
 
 pub use error::ConfigError;
 pub use reference::reference_markdown;
+pub use routing::{Explain, Named, POLICY_MAX, PolicySettings, PolicyText, Profile, Slo};
 pub use schema::{KeyDoc, SectionDoc};
 pub use sections::{
-    Agent, Config, Gateway, Instance, Log, ModelFiles, Retry, Scheduler, Timeouts, Tokenising, Upstream,
+    Agent, Config, Gateway, Instance, Log, Model, Retry, Scheduler, Timeouts, Tokenising, Upstream,
 };
 pub use setting::{Setting, Size};
 pub use types::{BasePath, Driver, Endpoints, HostPort, HttpUrl, KvEvents, LogFilter, LogFormat, Shards};

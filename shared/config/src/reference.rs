@@ -48,7 +48,7 @@ fn section(out: &mut String, path: &str, title: &str, doc: &SectionDoc) {
     let mut below = Vec::new();
     for key in &doc.keys {
         let default = match (&key.section, key.default.is_empty()) {
-            (Some(section), _) if section.list => "none".to_owned(),
+            (Some(section), _) if section.list || section.named => "none".to_owned(),
             (Some(_), _) => "below".to_owned(),
             (None, true) => "none".to_owned(),
             (None, false) => format!("`{}`", key.default),
@@ -56,7 +56,12 @@ fn section(out: &mut String, path: &str, title: &str, doc: &SectionDoc) {
         let _ = writeln!(out, "| `{}` | {default} | {} | {} |", key.key, cell(&key.allowed), cell(&key.doc));
         if let Some(section) = &key.section {
             let path = if path.is_empty() { key.key.to_owned() } else { format!("{path}.{}", key.key) };
-            below.push((if section.list { format!("{path}[]") } else { path }, section));
+            let path = match (section.list, section.named) {
+                (true, _) => format!("{path}[]"),
+                (_, true) => format!("{path}.NAME"),
+                _ => path,
+            };
+            below.push((path, section));
         }
     }
     for (path, doc) in below {

@@ -28,6 +28,8 @@ pub struct SectionDoc {
     pub keys: Vec<KeyDoc>,
     /// It stands in a list.
     pub list: bool,
+    /// It stands behind a name of the user's own, as often as there are names.
+    pub named: bool,
 }
 
 /// Conditions between the keys of a section.
@@ -153,6 +155,7 @@ macro_rules! section {
                 Some($crate::schema::SectionDoc {
                     doc: $crate::schema::paragraph(&[$($about),*]),
                     list: false,
+                    named: false,
                     keys: vec![$($crate::schema::KeyDoc {
                         key: stringify!($key),
                         allowed: $crate::schema::allowed_within::<$ty>(

@@ -1,10 +1,10 @@
 //! The keys. Each stands here once, with its default and its meaning; `docs/configuration.md` follows from them.
 
 use crate::error::{ConfigError, join};
+use crate::routing::{Explain, Named, PolicySettings, PolicyText, Profile, Slo};
 use crate::schema::{Check, section};
 use crate::setting::{Setting, Size};
 use crate::types::{BasePath, Driver, Endpoints, HostPort, HttpUrl, KvEvents, LogFilter, LogFormat, Shards};
-use fairlead_routing::PolicyName;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -66,14 +66,27 @@ section! {
         scheduler: Option<HostPort> = None;
         /// Folder with the gateway's certificate and key. Needed with `scheduler`.
         identity: Option<PathBuf> = None;
-        /// How an instance is picked.
-        policy: PolicyName = PolicyName::default();
+        /// How an instance is picked, unless the request, its profile or its model says otherwise. Without it: what the
+        /// environment's `FAIRLEAD_POLICY` says, else its `ROUTING_ALGORITHM`, else `prefix-cache`.
+        policy: Option<PolicyText> = None;
+        /// Whatever requests ask for, and whatever their profile says, their model's policy or this one decides.
+        policy_locked: bool = false;
+        /// Settings of the policies.
+        policies: PolicySettings = PolicySettings::default();
+        /// Settings under a name, chosen request by request.
+        profiles: Named<Profile> = Named::default();
+        /// The profile of requests that name none. Without it: the one of the name `default`, where there is one.
+        default_profile: Option<String> = None;
+        /// Limits for all requests, for policies that know limits.
+        slo: Slo = Slo::default();
+        /// Why an instance was picked: told to clients that ask, and to the log.
+        explain: Explain = Explain::default();
         /// Instances known without a scheduler: served when there is none, and after a start during which none
         /// answered within `wait_for_snapshot`.
         instances: Vec<Instance> = Vec::new();
-        /// Tokenizers. The prompts of a model that has one are routed by token ids, as its engines cache them; all others
-        /// by their bytes, which needs nothing.
-        models: Vec<ModelFiles> = Vec::new();
+        /// What holds for single models: tokenizer, policy, limits. The prompts of a model that has a tokenizer are routed
+        /// by token ids, as its engines cache them; all others by their bytes, which needs nothing.
+        models: Vec<Model> = Vec::new();
         /// How much work tokenising may be.
         tokenising: Tokenising = Tokenising::default();
         /// Longest request body; a longer one is answered 413.
@@ -124,17 +137,23 @@ section! {
 }
 
 section! {
-    /// The files must be those of the engines. Where they are not, most prompts have another number of tokens there; that
-    /// is noticed, logged once, and the model's prompts are then routed by their bytes.
-    pub struct ModelFiles {
+    /// A tokenizer's files must be those of the engines. Where they are not, most prompts have another number of tokens
+    /// there; that is noticed, logged once, and the model's prompts are then routed by their bytes.
+    pub struct Model {
         /// Name by which clients ask for the model. Its LoRA adapters follow. Without it: all models that have no entry of
         /// their own.
         name: Option<String> = None;
         /// A `tokenizer.json`, or the folder that holds it, with `tokenizer_config.json` and `chat_template.jinja` beside
-        /// it where the model has them. Must be given.
+        /// it where the model has them.
         tokenizer: Option<PathBuf> = None;
         /// A file with the chat template, where the engines were given one.
         chat_template: Option<PathBuf> = None;
+        /// How an instance is picked for the model's requests, unless they or their profile say otherwise.
+        policy: Option<PolicyText> = None;
+        /// They may not say otherwise: `routing-strategy` and the profile's policy do not count.
+        policy_locked: bool = false;
+        /// Limits for the model's requests.
+        slo: Slo = Slo::default();
     }
 }
 
@@ -278,6 +297,22 @@ impl Check for Gateway {
             let at = join(path, "models");
             return Err(ConfigError::value(&at, format!("{:?} twice", pair[0]), "one entry for each model"));
         }
+        let profiles = &self.profiles.0;
+        if profiles.iter().any(|(name, _)| name == "auto") {
+            let allowed = "another name: `config-profile: auto` chooses by the profiles' conditions";
+            return Err(ConfigError::value(&join(path, "profiles"), "\"auto\"", allowed));
+        }
+        if let Some(name) = &self.default_profile
+            && !profiles.iter().any(|(known, _)| known == name)
+        {
+            let names: Vec<_> = profiles.iter().map(|(name, _)| name.as_str()).collect();
+            let allowed = match names.is_empty() {
+                true => "nothing: there are no profiles".to_owned(),
+                false => names.join(", "),
+            };
+            let at = join(path, "default_profile");
+            return Err(ConfigError::value(&at, format!("{name:?}"), allowed));
+        }
         let mut names: Vec<String> = self.instances.iter().filter_map(Instance::name).collect();
         names.sort_unstable();
         match names.windows(2).find(|pair| pair[0] == pair[1]) {
@@ -332,11 +367,17 @@ impl Check for Agent {
     }
 }
 
-impl Check for ModelFiles {
+impl Check for Model {
     fn check(&self, path: &str) -> Result<(), ConfigError> {
-        match &self.tokenizer {
-            Some(_) => Ok(()),
-            None => Err(ConfigError::Missing { path: join(path, "tokenizer"), allowed: PathBuf::allowed() }),
+        match (&self.tokenizer, &self.chat_template) {
+            (None, Some(_)) => {
+                Err(ConfigError::Missing { path: join(path, "tokenizer"), allowed: PathBuf::allowed() })
+            }
+            (None, None) if *self == (Self { name: self.name.clone(), ..Self::default() }) => {
+                let allowed = "what holds for the model: tokenizer, policy, policy_locked or slo".to_owned();
+                Err(ConfigError::Missing { path: join(path, "tokenizer"), allowed })
+            }
+            _ => Ok(()),
         }
     }
 }

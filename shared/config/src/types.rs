@@ -2,7 +2,6 @@
 
 use crate::error::ConfigError;
 use crate::setting::{Setting, read_text, wrong};
-use fairlead_routing::PolicyName;
 use serde_yaml_ng::Value;
 use std::fmt;
 
@@ -335,17 +334,5 @@ impl Setting for KvEvents {
     }
     fn show(&self) -> String {
         self.0.clone()
-    }
-}
-
-impl Setting for PolicyName {
-    fn allowed() -> String {
-        PolicyName::ALL.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
-    }
-    fn read(value: &Value, path: &str) -> Result<Self, ConfigError> {
-        read_text(value, path, |text| text.parse().ok())
-    }
-    fn show(&self) -> String {
-        self.to_string()
     }
 }

@@ -54,7 +54,7 @@ log: {level: "warn,fairlead_agent=debug", format: json}
     assert_eq!((gateway.shards, gateway.driver), (Shards::Exactly(3), Driver::Epoll));
     assert_eq!(gateway.base_path.as_str(), "/api/predict/chat");
     assert_eq!(gateway.scheduler.as_ref().map(|s| s.as_str()), Some("scheduler.internal:7400"));
-    assert_eq!(gateway.policy.as_str(), "round-robin");
+    assert_eq!(gateway.policy.as_ref().map(|policy| policy.as_str()), Some("round-robin"));
     let names: Vec<_> = gateway.instances.iter().filter_map(|instance| instance.name()).collect();
     assert_eq!(names, ["a", "engine-b:80"]);
     assert_eq!(gateway.instances[0].models, ["m1", "m2"]);
@@ -162,7 +162,7 @@ fn errors_are_typed() {
 fn a_long_wrong_value_is_not_repeated_whole() {
     let message = refused(&format!("gateway: {{policy: {}}}", "ä".repeat(5000))).to_string();
     // The names of all policies are in it.
-    assert!(message.len() < 1_500, "{}", message.len());
+    assert!(message.len() < 3_000, "{}", message.len());
 }
 
 proptest! {
