@@ -11,10 +11,12 @@
 //! [`Shared`] with the shards: placements come out of it, readiness and the cluster's seed go in.
 
 mod control;
+mod degraded;
 mod gateway;
 pub mod http;
 mod instances;
 mod options;
+mod routing;
 pub mod runtime;
 mod shard;
 mod shared;
@@ -25,7 +27,9 @@ mod token_mode;
 pub use control::{ControlOptions, ControlledGateway, start_controlled};
 pub use gateway::{Gateway, StartError, start, start_with};
 pub use instances::{StaticInstance, static_fleet};
-pub use options::{GatewayOptions, Limits, RetryOptions, Timeouts, Tokenising};
+pub use options::{
+    GatewayOptions, Limits, ModelRouting, ProfileRouting, RetryOptions, RoutingOptions, Timeouts, Tokenising,
+};
 pub use shard::{AnswerNote, Gauge, Inbox, PlacementNote, Share, readiness};
 pub use shared::Shared;
 pub use token_mode::{TokenMode, TokenModels};

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use fairlead_routing::PolicyName;
+use fairlead_routing::{PolicyName, Settings, Slo};
 
 use crate::http::HeadLimits;
 use crate::runtime::Driver;
@@ -22,8 +22,8 @@ pub struct GatewayOptions {
     pub driver: Driver,
     /// Prefix of every path, removed before routing; empty for none.
     pub base_path: String,
-    /// Policy of the routing decision.
-    pub policy: PolicyName,
+    /// How requests are routed.
+    pub routing: RoutingOptions,
     /// Secret of the cluster that enters every block hash; the scheduler tells it to its gateways.
     pub cluster_seed: u64,
     /// Bytes of canonical prompt in a block.
@@ -54,7 +54,7 @@ impl Default for GatewayOptions {
             pin: true,
             driver: Driver::Auto,
             base_path: String::new(),
-            policy: PolicyName::default(),
+            routing: RoutingOptions::default(),
             cluster_seed: 0,
             block_bytes: fairlead_tokens::DEFAULT_BLOCK_BYTES,
             max_blocks: fairlead_tokens::DEFAULT_MAX_BLOCKS,
@@ -67,6 +67,77 @@ impl Default for GatewayOptions {
             seed: 0,
         }
     }
+}
+
+/// How requests are routed, where they do not say otherwise and may.
+#[derive(Debug, Clone)]
+pub struct RoutingOptions {
+    /// The gateway's policy, as [`Strategy::parse`](fairlead_routing::Strategy::parse) reads it.
+    pub policy: String,
+    /// Requests and profiles may not say otherwise.
+    pub locked: bool,
+    /// Settings of all policies.
+    pub settings: Settings,
+    /// Limits for all requests.
+    pub slo: Slo,
+    /// What holds for single models.
+    pub models: Vec<ModelRouting>,
+    /// What requests choose by name.
+    pub profiles: Vec<ProfileRouting>,
+    /// The profile of requests that name none; `None` is the one of the name `default`, where there is one.
+    pub default_profile: Option<String>,
+    /// Answer `x-fairlead-explain: 1`.
+    pub explain: bool,
+    /// Share of the decisions that are logged, 0 to 1, while the log lets `fairlead::explain` pass.
+    pub explain_sample: f64,
+}
+
+impl Default for RoutingOptions {
+    fn default() -> Self {
+        Self {
+            policy: PolicyName::default().as_str().to_owned(),
+            locked: false,
+            settings: Settings::default(),
+            slo: Slo::default(),
+            models: Vec::new(),
+            profiles: Vec::new(),
+            default_profile: None,
+            explain: true,
+            explain_sample: 0.01,
+        }
+    }
+}
+
+/// What holds for a model.
+#[derive(Debug, Clone, Default)]
+pub struct ModelRouting {
+    /// Its name; `None` for all models that have no entry of their own.
+    pub name: Option<String>,
+    /// Its policy; `None` for the gateway's.
+    pub policy: Option<String>,
+    /// Requests and profiles may not say otherwise.
+    pub locked: bool,
+    /// Limits for its requests.
+    pub slo: Slo,
+}
+
+/// What holds for requests that choose this profile.
+#[derive(Debug, Clone, Default)]
+pub struct ProfileRouting {
+    /// Its name.
+    pub name: String,
+    /// Its policy; `None` for the model's or the gateway's.
+    pub policy: Option<String>,
+    /// Limits.
+    pub slo: Slo,
+    /// Chosen by `auto` for prompts of so many tokens or more.
+    pub prompt_tokens_gte: Option<u32>,
+    /// Chosen by `auto` for prompts of fewer tokens.
+    pub prompt_tokens_lt: Option<u32>,
+    /// Chosen by `auto` for requests that allow so many tokens of output or more.
+    pub max_tokens_gte: Option<u32>,
+    /// Chosen by `auto` for requests that allow fewer.
+    pub max_tokens_lt: Option<u32>,
 }
 
 /// Bounds on tokenising, for the models that have a tokenizer.

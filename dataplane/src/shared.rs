@@ -6,10 +6,12 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use crossbeam_queue::ArrayQueue;
-use fairlead_routing::{Fleet, Settings, Strategy};
+use fairlead_routing::Fleet;
 use fairlead_telemetry::Registry;
 
+use crate::degraded::Degraded;
 use crate::options::GatewayOptions;
+use crate::routing::Routing;
 use crate::runtime::Bell;
 use crate::shard::{AnswerNote, Gauge, Offload, PlacementNote};
 use crate::token_mode::TokenModels;
@@ -31,8 +33,12 @@ pub struct Shared {
     pub block_tokens: AtomicU32,
     /// Tokenizers, by the models that have one.
     pub token_models: TokenModels,
-    /// How requests that ask for nothing else are routed.
-    pub strategy: Strategy,
+    /// How requests are routed.
+    pub(crate) routing: Routing,
+    /// Policies that do without figures which targets do not report.
+    pub(crate) degraded: Degraded,
+    /// When the scheduler was last heard, microseconds of the process's clock; 0 is never.
+    heard_us: AtomicU64,
     /// Client connections open.
     pub connections: Arc<Gauge>,
     /// Requests being forwarded.
@@ -63,7 +69,7 @@ impl Shared {
     /// State for the shards of one gateway.
     ///
     /// # Errors
-    /// Descriptors are exhausted.
+    /// Descriptors are exhausted, or `options.routing` names a policy or profile that does not exist.
     pub fn new(options: &GatewayOptions, fleet: Arc<Fleet>) -> io::Result<Arc<Self>> {
         Self::with_helper(options, fleet, Offload::default())
     }
@@ -79,7 +85,10 @@ impl Shared {
             cluster_seed: AtomicU64::new(options.cluster_seed),
             block_tokens: AtomicU32::new(fairlead_tokens::DEFAULT_BLOCK_TOKENS),
             token_models: options.token_models.clone(),
-            strategy: Strategy::new(options.policy, &Settings::default()),
+            routing: Routing::new(&options.routing)
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?,
+            degraded: Degraded::default(),
+            heard_us: AtomicU64::new(0),
             connections: Gauge::new(limits.max_connections),
             in_flight: Gauge::new(limits.max_in_flight),
             body_bytes: Gauge::new(limits.body_budget),
@@ -171,6 +180,22 @@ impl Shared {
     /// Sets [`is_fleet_known`](Self::is_fleet_known); true from the start.
     pub fn set_fleet_known(&self, known: bool) {
         self.fleet_known.store(known, Ordering::Relaxed);
+    }
+
+    /// Age of what the scheduler has told, microseconds; `None` while it has told nothing.
+    pub fn state_age_us(&self, now_us: u64) -> Option<u64> {
+        let heard = self.heard_us.load(Ordering::Relaxed);
+        (heard != 0).then(|| now_us.saturating_sub(heard))
+    }
+
+    /// Notes when the scheduler was last heard.
+    pub fn set_heard(&self, at_us: u64) {
+        self.heard_us.store(at_us, Ordering::Relaxed);
+    }
+
+    /// Name of the gateway's own policy, as it was asked for.
+    pub fn policy(&self) -> &str {
+        self.routing.default_strategy().label()
     }
 
     /// Waits until [`is_synced`](Self::is_synced), at most `limit`. For the thread that starts the shards.

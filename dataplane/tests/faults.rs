@@ -463,7 +463,7 @@ fn a_killed_engine_ends_only_what_streams_from_it() {
         };
         let engines = [slow(), slow()];
         let rig = Rig::with(driver, &[&engines[0], &engines[1]], |options| {
-            options.policy = fairlead_routing::PolicyName::RoundRobin;
+            options.routing.policy = "round-robin".into();
         });
         let mut clients: Vec<_> = (0..8)
             .map(|_| {

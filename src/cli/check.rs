@@ -8,7 +8,7 @@ use clap::Args;
 use fairlead_transport::Identity;
 use fairlead_wire::msg::Role;
 
-use super::{config, gateway, identity, out};
+use super::{config, gateway, identity, out, routing};
 
 /// Reads a configuration file as the processes would and says what is wrong with it, or what it means.
 #[derive(Args)]
@@ -49,7 +49,7 @@ pub fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
         "gateway:   listen {}, admin {}, policy {}, scheduler {}, {} fixed instances",
         gateway.listen,
         or_none(gateway.admin.map(|a| a.to_string())),
-        gateway.policy,
+        routing::policy(gateway)?,
         or_none(gateway.scheduler.as_ref().map(|a| a.as_str().to_owned())),
         gateway.instances.len()
     ));

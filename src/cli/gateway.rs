@@ -17,7 +17,7 @@ use fairlead_transport::{ANY_NAME, LinkOptions};
 use fairlead_wire::msg::Role;
 
 use super::tokenizers::{self, TokenizerArgs};
-use super::{config, identity, out, signals};
+use super::{config, identity, out, routing, signals};
 
 /// How long requests in flight may take to end after the first signal; a second signal ends them at once.
 pub const DRAIN: Duration = Duration::from_secs(60);
@@ -37,13 +37,13 @@ pub fn run(args: GatewayArgs) -> anyhow::Result<ExitCode> {
     let config = config::load(&args.config)?;
     let (mut options, control) = options(&config)?;
     args.tokenizers.add(&mut options.token_models)?;
-    let policy = options.policy;
     let gateway = start_controlled(options, control)?;
     let admin = gateway.admin_addr().map(|addr| format!(" admin=http://{addr}")).unwrap_or_default();
     let data = gateway.gateway();
     out::line(format_args!(
-        "ready: http://{}{admin} policy={policy} shards={} driver={}",
+        "ready: http://{}{admin} policy={} shards={} driver={}",
         data.addr(),
+        data.shared().policy(),
         data.shards(),
         data.driver()
     ));
@@ -117,7 +117,7 @@ pub fn options(config: &Config) -> anyhow::Result<(GatewayOptions, ControlOption
             Driver::Epoll => fairlead_dataplane::runtime::Driver::Epoll,
         },
         base_path: section.base_path.as_str().to_owned(),
-        policy: section.policy,
+        routing: routing::options(section)?,
         cluster_seed: seed,
         token_models: tokenizers::models(section)?,
         tokenising: tokenizers::bounds(section),

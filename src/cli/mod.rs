@@ -9,6 +9,7 @@ mod identity;
 mod load;
 mod out;
 mod replay;
+mod routing;
 mod scheduler;
 mod signals;
 mod sim;

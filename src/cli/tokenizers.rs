@@ -53,7 +53,7 @@ pub fn models(section: &Gateway) -> anyhow::Result<TokenModels> {
     let mut models = TokenModels::default();
     for (at, entry) in section.models.iter().enumerate() {
         let context = || format!("gateway.models[{at}]");
-        let path = entry.tokenizer.as_deref().context("tokenizer is missing").with_context(context)?;
+        let Some(path) = entry.tokenizer.as_deref() else { continue };
         let template =
             entry.chat_template.as_deref().map(|file| file.to_str().context("chat_template: not UTF-8"));
         let template = template.transpose().with_context(context)?;

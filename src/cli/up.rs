@@ -7,11 +7,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::{ArgGroup, Args};
 use fairlead_agent::{Agent, AgentOptions};
-use fairlead_config::Config;
+use fairlead_config::{Config, PolicyText};
 use fairlead_dataplane::runtime::Driver;
 use fairlead_dataplane::{ControlOptions, ControlledGateway, GatewayOptions, TokenModels, start_controlled};
 use fairlead_replication::ReplicaConfig;
-use fairlead_routing::PolicyName;
 use fairlead_scheduler::{Scheduler, SchedulerOptions};
 use fairlead_sim::Sim;
 use fairlead_transport::{ANY_NAME, Authority, LinkOptions};
@@ -42,9 +41,10 @@ pub struct UpArgs {
     /// Where /metrics, /healthz, /readyz and /debug/* are served
     #[arg(long, default_value = "127.0.0.1:8081", value_name = "ADDR")]
     admin: SocketAddr,
-    /// How an instance is picked: prefix-cache, least-request, round-robin or random
-    #[arg(long, env = "FAIRLEAD_POLICY", default_value = "prefix-cache", value_name = "NAME")]
-    policy: PolicyName,
+    /// How an instance is picked: a policy's name, such as prefix-cache or least-request, or several with weights, such
+    /// as prefix-cache:2,least-request:1; without it what FAIRLEAD_POLICY or ROUTING_ALGORITHM says, else prefix-cache
+    #[arg(long, value_name = "NAME")]
+    policy: Option<PolicyText>,
     /// Shard threads; default is one per core, less one from four cores up
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     shards: Option<u16>,
@@ -61,12 +61,13 @@ pub struct UpArgs {
 pub fn run(args: UpArgs) -> anyhow::Result<ExitCode> {
     // The bounds and spelling of a base path are the configuration's.
     let quoted = serde_json::to_string(&args.base_path)?;
-    let config = Config::from_yaml(&format!("gateway: {{base_path: {quoted}}}")).context("--base-path")?;
+    let mut config =
+        Config::from_yaml(&format!("gateway: {{base_path: {quoted}}}")).context("--base-path")?;
+    config.gateway.policy.clone_from(&args.policy);
     let (mut options, _) = gateway::options(&config)?;
     options.listen = args.listen;
     options.shards = args.shards.map_or(0, usize::from);
     options.driver = args.driver;
-    options.policy = args.policy;
     args.tokenizers.add(&mut options.token_models)?;
 
     let runtime = signals::runtime(2)?;
@@ -195,7 +196,7 @@ impl Parts {
              -d '{{\"model\":\"{model}\",\"stream\":true,\"max_tokens\":32,\
              \"messages\":[{{\"role\":\"user\",\"content\":\"Hello\"}}]}}'",
             models.join(","),
-            args.policy,
+            shared.policy(),
             gateway.gateway().driver()
         )
     }

@@ -169,7 +169,11 @@ impl Driver {
     fn show(&mut self, now: u64) {
         if now >= self.next_status_us {
             self.next_status_us = now + STATUS_US;
-            self.status.store(Some(Arc::new((self.desk.status(), now))));
+            let status = self.desk.status();
+            if status.epoch != 0 {
+                self.shared.set_heard(now.saturating_sub(status.age_us));
+            }
+            self.status.store(Some(Arc::new((status, now))));
         }
     }
 

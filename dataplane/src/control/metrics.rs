@@ -77,6 +77,12 @@ pub(super) fn register(registry: &Registry, shared: &Arc<Shared>, status: &Publi
         }
     });
     let of = shared.clone();
+    registry.gauge_callback(&names::POLICY_DEGRADED, move |samples| {
+        of.degraded.each(|policy, figure, on| {
+            samples.push(&[policy.as_str(), figure], f64::from(u8::from(on)));
+        });
+    });
+    let of = shared.clone();
     registry.gauge_callback(&BODY_BYTES, move |s| s.push(&[], of.body_bytes.used() as f64));
 
     let gauge = |definition: &Definition, read: fn(&ReplicaStatus) -> f64| {

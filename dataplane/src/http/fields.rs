@@ -72,6 +72,10 @@ pub(super) enum Kind {
     Forward,
     /// Hop by hop, or steers us or the engines from outside: never passed on.
     Drop,
+    /// Asks something of the router: read, and not passed on.
+    Ask,
+    /// Names a session or a user: read, and passed on.
+    Key,
     Host,
     Length,
     Coding,
@@ -141,6 +145,22 @@ fn is_steering(name: &[u8]) -> bool {
     }
 }
 
+/// What a field beginning with `x-` asks of the router or tells it.
+fn asks_or_tells(name: &[u8]) -> Option<Kind> {
+    let one_of = |names: &[&str], kind| names.iter().any(|known| is(name, known)).then_some(kind);
+    match name.get(2)?.to_ascii_lowercase() {
+        b'a' => one_of(&["x-aibrix-session-key"], Kind::Key),
+        b'c' => one_of(&["x-claude-code-session-id"], Kind::Key),
+        b'd' => one_of(&["x-dynamo-session-id"], Kind::Key),
+        b'f' => one_of(&["x-fairlead-explain"], Kind::Ask),
+        b'l' => one_of(&["x-llm-d-slo-ttft-ms", "x-llm-d-slo-tpot-ms"], Kind::Ask),
+        b's' => one_of(&["x-slo-ttft-ms", "x-slo-tpot-ms"], Kind::Ask)
+            .or_else(|| one_of(&["x-session-id", "x-smg-routing-key"], Kind::Key)),
+        b'u' => one_of(&["x-user-id"], Kind::Key),
+        _ => None,
+    }
+}
+
 /// What a request field is to us.
 pub(super) fn classify_request(name: &[u8]) -> Kind {
     match name.first().map(u8::to_ascii_lowercase) {
@@ -149,10 +169,13 @@ pub(super) fn classify_request(name: &[u8]) -> Kind {
                 Kind::Connection
             } else if is(name, "content-length") {
                 Kind::Length
+            } else if is(name, "config-profile") {
+                Kind::Ask
             } else {
                 Kind::Forward
             }
         }
+        Some(b'e') if is(name, "external-filter") => Kind::Ask,
         Some(b'e') if is(name, "expect") => Kind::Expect,
         Some(b'h') if is(name, "host") => Kind::Host,
         Some(b'h') if is(name, "http2-settings") => Kind::Drop,
@@ -160,6 +183,7 @@ pub(super) fn classify_request(name: &[u8]) -> Kind {
         Some(b'p') if begins_folded(name, "proxy-") || begins_folded(name, "prefill-target-pod") => {
             Kind::Drop
         }
+        Some(b'r') if is(name, "routing-strategy") => Kind::Ask,
         Some(b't') => {
             if is(name, "transfer-encoding") {
                 Kind::Coding
@@ -172,9 +196,12 @@ pub(super) fn classify_request(name: &[u8]) -> Kind {
             }
         }
         Some(b'u') if is(name, "upgrade") => Kind::Upgrade,
+        Some(b'u') if is(name, "user") => Kind::Key,
         Some(b'x') => {
             if is(name, "x-request-id") {
                 Kind::RequestId
+            } else if let Some(kind) = asks_or_tells(name) {
+                kind
             } else if is_steering(name) {
                 Kind::Drop
             } else {
@@ -353,7 +380,11 @@ impl Facts {
                 for other in fields.iter_mut() {
                     let named = matches!(
                         other.kind,
-                        Kind::Forward | Kind::RequestId | Kind::ContentType | Kind::ContentEncoding
+                        Kind::Forward
+                            | Kind::Key
+                            | Kind::RequestId
+                            | Kind::ContentType
+                            | Kind::ContentEncoding
                     ) && other.name.get(buf).eq_ignore_ascii_case(token);
                     if named {
                         other.kind = Kind::Drop;

@@ -35,6 +35,8 @@ pub struct RequestHead {
     request_ids: u32,
     expect_continue: bool,
     upgrade: bool,
+    /// Some field is there for the router.
+    asks: bool,
 }
 
 impl Default for RequestHead {
@@ -62,6 +64,7 @@ impl RequestHead {
             request_ids: 0,
             expect_continue: false,
             upgrade: false,
+            asks: false,
         }
     }
 
@@ -183,6 +186,7 @@ impl RequestHead {
                 self.expect_continue = true;
             }
             Kind::Upgrade => self.upgrade = true,
+            Kind::Ask | Kind::Key => self.asks = true,
             Kind::RequestId => {
                 self.request_ids += 1;
                 if self.request_ids == 1 && is_well_formed_request_id(value) {
@@ -267,6 +271,14 @@ impl RequestHead {
     /// Value of the first field of this name (in any case), whether or not it is passed on.
     pub fn header<'b>(&self, buf: &'b [u8], name: &str) -> Option<&'b [u8]> {
         self.headers(buf).find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+
+    /// The fields that ask something of the router, or name the request's session or user; values trimmed. Most requests
+    /// have none.
+    pub fn for_router<'b>(&self, buf: &'b [u8]) -> impl Iterator<Item = (&'b str, &'b [u8])> {
+        let fields = if self.asks { self.fields.as_slice() } else { &[] };
+        let wanted = fields.iter().filter(|field| matches!(field.kind, Kind::Ask | Kind::Key));
+        wanted.map(move |field| (field.name.str(buf), field.value.get(buf)))
     }
 
     /// All fields as the client sent them, in order; values trimmed.

@@ -253,6 +253,8 @@ impl ResponseHead {
             Kind::Trailer => relay == Relay::Raw,
             Kind::Drop | Kind::Coding | Kind::Connection | Kind::Upgrade => false,
             Kind::Forward
+            | Kind::Ask
+            | Kind::Key
             | Kind::Host
             | Kind::Expect
             | Kind::RequestId

@@ -81,13 +81,17 @@ impl RequestHead {
             _ => false,
         };
         copy_lines(buf, &self.fields, self.len.saturating_sub(2), out, |field| match field.kind {
-            Kind::Forward | Kind::ContentType | Kind::ContentEncoding => true,
+            Kind::Forward | Kind::Key | Kind::ContentType | Kind::ContentEncoding => true,
             Kind::Host => keep_host,
             Kind::RequestId => id.is_none(),
             Kind::Length => keep_length,
-            Kind::Drop | Kind::Coding | Kind::Connection | Kind::Expect | Kind::Upgrade | Kind::Trailer => {
-                false
-            }
+            Kind::Drop
+            | Kind::Ask
+            | Kind::Coding
+            | Kind::Connection
+            | Kind::Expect
+            | Kind::Upgrade
+            | Kind::Trailer => false,
         });
         if let Some(id) = id {
             write_field("X-Request-Id", id, out);

@@ -18,12 +18,21 @@ pub struct Refusal {
     param: Option<String>,
     retry_after: Option<u32>,
     allow: Option<&'static str>,
+    flag: Option<&'static str>,
 }
 
 impl Refusal {
     /// An error of that status.
     pub fn new(status: u16, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), code: None, param: None, retry_after: None, allow: None }
+        Self {
+            status,
+            message: message.into(),
+            code: None,
+            param: None,
+            retry_after: None,
+            allow: None,
+            flag: None,
+        }
     }
 
     /// Adds a machine-readable code.
@@ -50,6 +59,13 @@ impl Refusal {
     #[must_use]
     pub fn retry_after(mut self, seconds: u32) -> Self {
         self.retry_after = Some(seconds);
+        self
+    }
+
+    /// Adds a header of that name with the value `true`.
+    #[must_use]
+    pub fn flag(mut self, name: &'static str) -> Self {
+        self.flag = Some(name);
         self
     }
 
@@ -118,9 +134,10 @@ impl Reply<'_> {
         let body = error_body(self.style, &info);
         let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let seconds = refusal.retry_after.map(|seconds| seconds.to_string());
-        let mut add: [(&str, &str); 2] = [("", ""); 2];
+        let mut add: [(&str, &str); 3] = [("", ""); 3];
         let mut count = 0;
-        for (name, value) in [("Retry-After", seconds.as_deref()), ("Allow", refusal.allow)] {
+        let flag = (refusal.flag.unwrap_or_default(), refusal.flag.map(|_| "true"));
+        for (name, value) in [("Retry-After", seconds.as_deref()), ("Allow", refusal.allow), flag] {
             if let Some(value) = value {
                 add[count] = (name, value);
                 count += 1;
@@ -137,7 +154,7 @@ impl Reply<'_> {
         more: &[(&str, &str)],
         out: &mut Vec<u8>,
     ) {
-        let mut add = [("", ""); 3];
+        let mut add = [("", ""); 4];
         add[0] = ("x-request-id", self.request_id);
         add[1..=more.len()].copy_from_slice(more);
         Answer {

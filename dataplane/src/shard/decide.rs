@@ -5,7 +5,9 @@ use std::sync::atomic::Ordering;
 
 use fairlead_openai::{Api, Scan};
 use fairlead_replication::CacheAnswer;
-use fairlead_routing::{NoPlan, Plan, PlanRequest, Scratch, TargetEntry, TargetTable, plan};
+use fairlead_routing::{
+    Explain, NoPlan, Plan, PlanRequest, Scratch, TargetEntry, TargetTable, plan, plan_explained, text_key,
+};
 use fairlead_tokens::BlockHasher;
 use fairlead_wire::TargetId;
 use fairlead_wire::msg::HashSpace;
@@ -13,6 +15,7 @@ use fairlead_wire::msg::HashSpace;
 use super::answer::{Refusal, shown};
 use super::tokenise::{self, Draft};
 use crate::options::GatewayOptions;
+use crate::routing::Routed;
 use crate::shared::Shared;
 use crate::token_mode::TokenMode;
 
@@ -47,6 +50,8 @@ pub struct Prompt {
     pub model: Arc<str>,
     /// The answer is to come as a stream of events.
     pub stream: bool,
+    /// What its body says of itself.
+    pub said: Said,
     /// Chained hashes of the prompt's whole blocks: of its token ids, or of its canonical bytes.
     pub path: Arc<Vec<u64>>,
     /// Bytes of the canonical prompt; 0 where it was hashed by token ids.
@@ -66,6 +71,31 @@ pub struct Tokenised {
     pub mode: Arc<TokenMode>,
     /// Tokens in a block of the path.
     pub block: u32,
+}
+
+/// What a body says of its request, beside the prompt.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Said {
+    /// Most tokens that may be generated.
+    pub max_output: Option<u32>,
+    /// Key of the session it names.
+    pub session: Option<u64>,
+    /// Key of the user it names.
+    pub user: Option<u64>,
+}
+
+impl Said {
+    /// From a scan.
+    pub fn of(scan: &Scan<'_>) -> Self {
+        let key = |text: &Option<std::borrow::Cow<'_, str>>| {
+            text.as_deref().filter(|text| !text.is_empty()).map(|text| text_key(text.as_bytes()))
+        };
+        Self {
+            max_output: scan.max_tokens.map(|tokens| u32::try_from(tokens).unwrap_or(u32::MAX)),
+            session: key(&scan.session),
+            user: key(&scan.user),
+        }
+    }
 }
 
 impl Prompt {
@@ -143,7 +173,8 @@ pub fn read_prompt(
     let bytes = hash(body, &scan, api, shared, options, &entry.name, &mut path);
     let tokens = (bytes as f32 / entry.cells.bytes_per_token()).ceil() as u32;
     let (model, path) = (entry.name.clone(), Arc::new(path));
-    Ok(Reading::Ready(Prompt { api, model, stream: scan.stream, path, bytes, tokens, tokenised: None, how }))
+    let (stream, said) = (scan.stream, Said::of(&scan));
+    Ok(Reading::Ready(Prompt { api, model, stream, said, path, bytes, tokens, tokenised: None, how }))
 }
 
 fn hash(
@@ -165,26 +196,35 @@ fn hash(
     hasher.finish().bytes
 }
 
-/// Picks and reserves.
+/// Picks and reserves; fills `explain` where there is one.
 ///
 /// # Errors
 /// Why there is no target.
 pub fn pick(
     prompt: &Prompt,
+    routed: &Routed<'_>,
     tried: &[Arc<TargetEntry>],
     shared: &Shared,
     scratch: &mut Scratch,
+    explain: Option<&mut Explain>,
     now_us: u64,
 ) -> Result<Plan, NoPlan> {
     let request = PlanRequest {
         path: &prompt.path,
         prompt_tokens: prompt.tokens,
         block_tokens: prompt.tokenised.as_ref().map_or(0, |tokenised| tokenised.block),
+        max_output: prompt.said.max_output,
+        session: prompt.said.session,
+        user: prompt.said.user,
+        slo: routed.slo,
         tried,
         now_us,
-        ..PlanRequest::new(&prompt.model, &shared.strategy)
+        ..PlanRequest::new(&prompt.model, &routed.strategy)
     };
-    plan(&request, &shared.fleet, scratch)
+    let Some(explain) = explain else { return plan(&request, &shared.fleet, scratch) };
+    let plan = plan_explained(&request, &shared.fleet, scratch, explain)?;
+    explain.state_age_us = shared.state_age_us(now_us);
+    Ok(plan)
 }
 
 /// The answer for a model that nobody serves.

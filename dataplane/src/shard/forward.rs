@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use fairlead_openai::Api;
-use fairlead_routing::{NoPlan, Plan, TargetEntry};
+use fairlead_routing::{Explain, NoPlan, Plan, Reason, TargetEntry};
 
 use super::answer::Refusal;
 use super::budget::Share;
@@ -18,14 +18,21 @@ use super::upstream::{
     Cause, Exchanged, Outgoing, READ_SMALL, Reads, Upstream, Waited, acquire, exchange, unless_gone,
 };
 use super::watch::Watch;
+use super::wishes::{self, Wishes};
 use super::{Shard, observe, probe, tokenise};
 use crate::http::{
     BodyReader, ClientHead, OutgoingBody, RequestHead, RequestIdRule, ResponseHead, UpstreamHead,
 };
+use crate::routing::{Asked, Routed};
 use crate::runtime::{Direction, Runtime, Stream as _};
 
 /// Largest body that is scanned on the shard, bytes. Plain text of that size takes some hundred microseconds.
 const IN_LINE: usize = 1 << 20;
+
+/// Longest explain record in an answer's head, bytes.
+const EXPLAIN_HEADER: usize = 2048;
+/// Longest one in the log, bytes.
+const EXPLAIN_LOG: usize = 4096;
 
 /// A request that was read completely.
 pub struct Incoming<'a> {
@@ -87,7 +94,14 @@ pub async fn forward<R: Runtime>(
         shard.metrics.ended(None, refusal.status);
         return Outcome::Refuse(refusal);
     };
-    let prompt = match read(shard, client.watch, &request).await {
+    let wishes = match Wishes::read(request.head, &request.head_bytes) {
+        Ok(wishes) => wishes,
+        Err(refusal) => {
+            shard.metrics.ended(None, refusal.status);
+            return Outcome::Refuse(refusal);
+        }
+    };
+    let mut prompt = match read(shard, client.watch, &request).await {
         Waited::Got(Ok(prompt)) => prompt,
         Waited::Got(Err(refusal)) => {
             shard.metrics.ended(None, refusal.status);
@@ -98,12 +112,20 @@ pub async fn forward<R: Runtime>(
             return Outcome::Left;
         }
     };
+    let routed = match route(shard, &wishes, &mut prompt) {
+        Ok(routed) => routed,
+        Err(refusal) => {
+            shard.metrics.ended(Some(&prompt.model), refusal.status);
+            return Outcome::Refuse(refusal);
+        }
+    };
+    let explain = (wishes.explain && shard.options.routing.explain).then(Box::default);
     shard.retries.request();
     if let Some(how) = prompt.how {
         shard.metrics.tokenised(&prompt.model, how);
     }
     let model = prompt.model.clone();
-    let outcome = Attempts { shard, client, request, prompt, tried: Vec::new() }.run().await;
+    let outcome = Attempts { shard, client, request, prompt, routed, explain, tried: Vec::new() }.run().await;
     match &outcome {
         Outcome::Refuse(refusal) => shard.metrics.ended(Some(&model), refusal.status),
         Outcome::Left => shard.metrics.ended(Some(&model), observe::CLIENT_LEFT),
@@ -111,6 +133,22 @@ pub async fn forward<R: Runtime>(
         Outcome::Answered { .. } | Outcome::Cut => {}
     }
     outcome
+}
+
+/// How the request is routed, by what its headers, its body and the configuration say.
+fn route<'s, R: Runtime>(
+    shard: &'s Shard<R>,
+    wishes: &Wishes<'_>,
+    prompt: &mut Prompt,
+) -> Result<Routed<'s>, Refusal> {
+    let said = &mut prompt.said;
+    said.session = wishes.session.or(said.session);
+    said.user = wishes.user.or(said.user);
+    let asked = Asked { prompt_tokens: prompt.tokens, max_output: said.max_output, ..wishes.asked };
+    let (routing, fleet) = (&shard.shared.routing, &shard.shared.fleet);
+    routing
+        .of(&asked, &prompt.model, fleet, &mut shard.spelt.borrow_mut())
+        .map_err(|bad| wishes::refused(&bad))
 }
 
 /// Scans and hashes the body: in line, or for a large one on the helper thread, so that the shard's other connections
@@ -174,6 +212,9 @@ struct Attempts<'a, R: Runtime> {
     client: Client<'a, R>,
     request: Incoming<'a>,
     prompt: Prompt,
+    routed: Routed<'a>,
+    /// Why the last target was picked, where the client wants to know.
+    explain: Option<Box<Explain>>,
     tried: Vec<Arc<TargetEntry>>,
 }
 
@@ -226,11 +267,27 @@ impl<R: Runtime> Attempts<'_, R> {
         }
     }
 
-    fn pick(&self) -> Result<Plan, NoPlan> {
-        let shard = self.shard;
+    fn pick(&mut self) -> Result<Plan, NoPlan> {
+        let (shard, now_us) = (self.shard, R::now_us());
+        let logged = tracing::enabled!(target: "fairlead::explain", tracing::Level::DEBUG)
+            && (shard.draw() as f64) < shard.options.routing.explain_sample * 2f64.powi(64);
+        let mut unasked = None;
+        let explain = match self.explain.as_deref_mut() {
+            None if logged => Some(unasked.insert(Explain::default())),
+            asked => asked,
+        };
+        let (prompt, routed) = (&self.prompt, &self.routed);
         let mut scratch = shard.scratch.borrow_mut();
-        let plan = pick(&self.prompt, &self.tried, &shard.shared, &mut scratch, R::now_us())?;
+        let plan = pick(prompt, routed, &self.tried, &shard.shared, &mut scratch, explain, now_us)?;
+        if logged && let Some(explain) = self.explain.as_deref().or(unasked.as_ref()) {
+            let (request, why) = (self.request.request_id, explain.to_json(EXPLAIN_LOG));
+            tracing::debug!(target: "fairlead::explain", request, model = %prompt.model, "{why}");
+        }
         shard.metrics.picked(&plan);
+        // Where there was no choice, nobody asked for figures.
+        if !matches!(plan.reason, Reason::OnlyCandidate | Reason::Blind) {
+            shard.shared.degraded.note(routed.strategy.name(), plan.missing, now_us);
+        }
         Ok(plan)
     }
 
@@ -340,7 +397,7 @@ impl<R: Runtime> Attempts<'_, R> {
             socket.shutdown(Direction::Both);
             return Tried::Ended(Attempt::Elsewhere(Box::new(next)));
         }
-        let Plan { mut reservation, cached_blocks, .. } = plan;
+        let Plan { mut reservation, cached_blocks, predicted_ttft_us, .. } = plan;
         let target = reservation.target().clone();
 
         // From here on nothing is retried: the body's memory is given back before the first byte goes out.
@@ -388,6 +445,7 @@ impl<R: Runtime> Attempts<'_, R> {
                 target: target.id,
                 status: answer.status().as_u16(),
                 cached_blocks,
+                predicted_ttft_us,
                 began_us: self.request.began_us,
                 read_us: self.request.read_us,
                 sent_us,
@@ -443,9 +501,19 @@ impl<R: Runtime> Attempts<'_, R> {
         target: &TargetEntry,
         out: &mut Vec<u8>,
     ) -> crate::http::ClientBody {
-        let add = [("x-fairlead-instance", &*target.name), ("x-request-id", self.request.request_id)];
+        let mut add = [("x-fairlead-instance", &*target.name), ("", ""), ("", "")];
+        let mut count = 1;
         // An engine that echoes the id has said it already.
-        let add = if answer.header(head, "x-request-id").is_some() { &add[..1] } else { &add[..] };
+        if answer.header(head, "x-request-id").is_none() {
+            add[count] = ("x-request-id", self.request.request_id);
+            count += 1;
+        }
+        let why = self.explain.take().map(|explain| explain.to_json(EXPLAIN_HEADER));
+        if let Some(why) = &why {
+            add[count] = ("x-fairlead-explain", why);
+            count += 1;
+        }
+        let add = add.get(..count).unwrap_or_default();
         let keep_alive = self.request.keep_alive
             && (self.request.read_ahead || !self.client.watch.input_ended())
             && !self.shard.shared.is_draining();

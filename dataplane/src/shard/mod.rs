@@ -16,6 +16,7 @@ mod routes;
 mod tokenise;
 mod upstream;
 mod watch;
+mod wishes;
 
 pub use budget::{Gauge, Share};
 pub use decide::{AnswerNote, PlacementNote};
@@ -31,6 +32,7 @@ use fairlead_routing::Scratch;
 
 use crate::http::{RequestIds, ResponseHead};
 use crate::options::GatewayOptions;
+use crate::routing::SpeltOut;
 use crate::runtime::{Acceptor, Either, Notify, Runtime, Stream, either};
 use crate::shared::Shared;
 
@@ -70,6 +72,7 @@ pub(crate) struct Shard<R: Runtime> {
     pub probes: probe::Probes,
     pub metrics: Metrics,
     pub scratch: RefCell<Scratch>,
+    pub spelt: RefCell<SpeltOut>,
     pub request_ids: RefCell<RequestIds>,
     pub answers: RefCell<Vec<ResponseHead>>,
     connections: Cell<usize>,
@@ -87,6 +90,7 @@ impl<R: Runtime> Shard<R> {
             probes: probe::Probes::default(),
             metrics: Metrics::new(shared.registry()),
             scratch: RefCell::new(Scratch::new(mix(seed ^ 2))),
+            spelt: RefCell::default(),
             request_ids: RefCell::new(RequestIds::new(id_seed)),
             answers: RefCell::default(),
             connections: Cell::new(0),

@@ -36,6 +36,7 @@ pub struct Metrics {
     tpot: Histogram,
     overhead: Histogram,
     cached_prediction: Histogram,
+    ttft_prediction: Histogram,
     tokenised: RefCell<Local<Counter>>,
 }
 
@@ -53,6 +54,7 @@ impl Metrics {
             overhead: histogram(&names::OVERHEAD, Buckets::OVERHEAD),
             tokenised: counters(&TOKENISED),
             cached_prediction: histogram(&names::CACHED_TOKENS_PREDICTION, Buckets::RATIO),
+            ttft_prediction: histogram(&names::TTFT_PREDICTION, Buckets::RATIO),
         }
     }
 
@@ -88,6 +90,8 @@ pub struct Answered<'a> {
     pub status: u16,
     /// Blocks that the decision took to be cached at the target.
     pub cached_blocks: u32,
+    /// Time to the first token that the decision predicted; 0 for none.
+    pub predicted_ttft_us: u32,
     /// The request's head was complete.
     pub began_us: u64,
     /// The request was complete.
@@ -134,6 +138,11 @@ pub fn answered<R: Runtime>(shard: &Shard<R>, answered: &Answered<'_>) {
     if answered.first_try && answered.passed_us != 0 {
         let before = seconds(answered.read_us, answered.sent_us);
         metrics.overhead.observe(before + seconds(answered.first_us, answered.passed_us));
+    }
+    // An answer in one piece comes with its last token. The decision was made when the request was sent.
+    if answered.events > 0 && answered.predicted_ttft_us > 0 {
+        let actual = answered.first_us.saturating_sub(answered.sent_us).max(1);
+        metrics.ttft_prediction.observe(f64::from(answered.predicted_ttft_us) / actual as f64);
     }
     let complete = matches!(answered.ended, Ended::Complete { .. });
     let tokens = answered.usage.map_or(answered.events.saturating_sub(1), |usage| usage.completion_tokens);

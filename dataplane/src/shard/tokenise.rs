@@ -13,7 +13,7 @@ use fairlead_routing::ModelEntry;
 use fairlead_tokens::{BlockHasher, Encoding, MissingPiece, PieceCache, Rendered, root};
 
 use super::Shard;
-use super::decide::{Effort, Prompt, Reading, Tokenised};
+use super::decide::{Effort, Prompt, Reading, Said, Tokenised};
 use crate::options::GatewayOptions;
 use crate::runtime::Runtime;
 use crate::shared::Shared;
@@ -83,6 +83,7 @@ pub fn read(
         api,
         model: entry.name.clone(),
         stream: scan.stream,
+        said: Said::of(scan),
         path: Arc::default(),
         bytes: 0,
         tokens: 0,

@@ -28,7 +28,7 @@ pub use explain::{Explain, Explained};
 pub use filter::{LabelError, LabelFilter};
 pub use fleet::{
     Counters, EngineFigures, Fleet, InFlightSums, LoadCell, Mode, ModelCells, ModelEntry, Pressure,
-    Reservation, TargetCells, TargetEntry, TargetTable, name_key, rendezvous,
+    Reservation, TargetCells, TargetEntry, TargetTable, name_key, rendezvous, text_key,
 };
 pub use plan::{NoPlan, Plan, Scratch, plan, plan_explained};
 pub use policy::{Candidate, Choice, Decision, Missing, Policy, Predicted, Reason};

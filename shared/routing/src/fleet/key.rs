@@ -3,8 +3,13 @@
 /// A target's key: follows from its name alone, so that every gateway, and every start of it, has the same (FNV-1a,
 /// then mixed so that names which differ in their last digit differ in all bits).
 pub fn name_key(name: &str) -> u64 {
-    let fnv = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    mix(name.bytes().fold(0xcbf2_9ce4_8422_2325, fnv))
+    text_key(name.as_bytes())
+}
+
+/// The same of any text: a session's or a user's key, equal in all gateways.
+pub fn text_key(text: &[u8]) -> u64 {
+    let fnv = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    mix(text.iter().fold(0xcbf2_9ce4_8422_2325, fnv))
 }
 
 /// Weight of a target for a key: the target with the greatest weight is the key's own, the next one takes over where

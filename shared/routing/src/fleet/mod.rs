@@ -9,7 +9,7 @@ mod table;
 pub(crate) mod tests_support;
 
 pub use cells::{EngineFigures, InFlightSums, LoadCell, Mode, ModelCells, TargetCells};
-pub use key::{name_key, rendezvous};
+pub use key::{name_key, rendezvous, text_key};
 pub use pressure::Pressure;
 pub use reservation::{Counters, Reservation};
 pub(crate) use table::Row;
