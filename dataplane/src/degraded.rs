@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use fairlead_routing::{Missing, PolicyName};
 
 /// Pairs of policy and figure that are kept apart; more than there are. Those beyond are not shown.
-const PAIRS: usize = 64;
+const PAIRS: usize = 128;
 /// A policy that decides for two models, of which one lacks a figure, is degraded: recovered it is only when its
 /// decisions have had all figures for so long, microseconds.
 const HOLD_US: u64 = 2_000_000;

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::OnceLock;
 
 use ahash::AHashMap;
-use fairlead_routing::{Fleet, PolicyName, Settings, Slo, Strategy, StrategyError};
+use fairlead_routing::{Fleet, LabelFilter, PolicyName, Settings, Slo, Strategy, StrategyError};
 
 use crate::options::{ProfileRouting, RoutingOptions};
 
@@ -78,6 +78,8 @@ pub struct Asked<'h> {
     pub strategy: Option<&'h str>,
     /// `config-profile`
     pub profile: Option<&'h str>,
+    /// `external-filter`
+    pub filter: Option<&'h str>,
     /// Time to the first token, microseconds; 0 is none.
     pub ttft_us: Option<u32>,
     /// Time per further token, microseconds; 0 is none.
@@ -95,6 +97,8 @@ pub struct Routed<'r> {
     pub strategy: Chosen<'r>,
     /// Within which limits.
     pub slo: Slo,
+    /// Among the targets with which labels.
+    pub labels: Option<LabelFilter>,
 }
 
 /// A strategy, and whose it is.
@@ -124,6 +128,8 @@ pub enum BadAsk {
     Strategy(String),
     /// A profile that does not exist, and those that do.
     Profile(String),
+    /// A label selector that makes no sense, and why.
+    Filter(String),
 }
 
 /// Strategies that requests have spelt out, of one shard. The one asked for last stands last.
@@ -209,7 +215,7 @@ impl Routing {
     /// How a request for `model` is routed.
     ///
     /// # Errors
-    /// It asks for a strategy or a profile that does not exist.
+    /// It asks for a strategy or a profile that does not exist, or by a selector that makes no sense.
     pub fn of<'r>(
         &'r self,
         asked: &Asked<'_>,
@@ -234,7 +240,9 @@ impl Routing {
             ttft_us: limit(asked.ttft_us, |slo| slo.ttft_us),
             tpot_us: limit(asked.tpot_us, |slo| slo.tpot_us),
         };
-        Ok(Routed { strategy, slo })
+        let labels = asked.filter.map(LabelFilter::parse).transpose();
+        let labels = labels.map_err(|error| BadAsk::Filter(error.to_string()))?;
+        Ok(Routed { strategy, slo, labels })
     }
 
     /// What holds for a model; an adapter has its base model's rule unless it has its own.
@@ -396,6 +404,8 @@ mod tests {
     #[test]
     fn what_does_not_exist_is_named_with_what_does() {
         let routing = routing();
+        let bad = label(&routing, "any", Asked { filter: Some("=x"), ..Asked::default() });
+        assert!(bad.contains("Filter") && bad.contains("=x"), "{bad}");
         let bad = label(&routing, "any", Asked { strategy: Some("nope"), ..Asked::default() });
         assert!(bad.contains("nope") && bad.contains("round-robin"), "{bad}");
         let bad = label(&routing, "locked", Asked { profile: Some("nope"), ..Asked::default() });

@@ -217,6 +217,7 @@ pub fn pick(
         session: prompt.said.session,
         user: prompt.said.user,
         slo: routed.slo,
+        labels: routed.labels.as_ref(),
         tried,
         now_us,
         ..PlanRequest::new(&prompt.model, &routed.strategy)

@@ -12,6 +12,8 @@ use crate::routing::{Asked, BadAsk};
 
 /// Longest value of a field that asks, bytes.
 const LONGEST: usize = 256;
+/// Longest label selector, bytes.
+const LONGEST_FILTER: usize = 1024;
 /// Longest limit that may be asked for, milliseconds: an hour.
 const MOST_MS: f64 = 3_600_000.0;
 
@@ -54,13 +56,12 @@ impl<'h> Wishes<'h> {
         let (mut session, mut user) = (Best::default(), Best::default());
         // Newer names win over those that they replaced.
         let (mut old_ttft, mut old_tpot) = (None, None);
-        let mut filter = None;
         for (name, value) in head.for_router(buf) {
             let asked = &mut wishes.asked;
             match name.to_ascii_lowercase().as_str() {
-                "routing-strategy" => once(&mut asked.strategy, name, text(name, value)?)?,
-                "config-profile" => once(&mut asked.profile, name, text(name, value)?)?,
-                "external-filter" => once(&mut filter, name, text(name, value)?)?,
+                "routing-strategy" => once(&mut asked.strategy, name, text(name, value, LONGEST)?)?,
+                "config-profile" => once(&mut asked.profile, name, text(name, value, LONGEST)?)?,
+                "external-filter" => once(&mut asked.filter, name, text(name, value, LONGEST_FILTER)?)?,
                 "x-llm-d-slo-ttft-ms" => once(&mut asked.ttft_us, name, limit(name, value)?)?,
                 "x-llm-d-slo-tpot-ms" => once(&mut asked.tpot_us, name, limit(name, value)?)?,
                 "x-slo-ttft-ms" => once(&mut old_ttft, name, limit(name, value)?)?,
@@ -87,7 +88,7 @@ impl<'h> Wishes<'h> {
 /// Puts a value where none may be yet. An empty one is as good as absent.
 fn once<T>(slot: &mut Option<T>, name: &str, value: Option<T>) -> Result<(), Refusal> {
     match value {
-        Some(_) if slot.is_some() => Err(bad(name, "is given more than once")),
+        Some(_) if slot.is_some() => Err(bad(name, " is given more than once")),
         Some(value) => {
             *slot = Some(value);
             Ok(())
@@ -98,38 +99,38 @@ fn once<T>(slot: &mut Option<T>, name: &str, value: Option<T>) -> Result<(), Ref
 
 fn bad(name: &str, what: &str) -> Refusal {
     let name = name.to_ascii_lowercase();
-    Refusal::new(400, format!("header `{name}` {what}")).code("invalid_header").param(&name)
+    Refusal::new(400, format!("header `{name}`{what}")).code("invalid_header").param(&name)
 }
 
-fn text<'h>(name: &str, value: &'h [u8]) -> Result<Option<&'h str>, Refusal> {
-    if value.len() > LONGEST {
-        return Err(bad(name, &format!("is longer than {LONGEST} bytes")));
+fn text<'h>(name: &str, value: &'h [u8], longest: usize) -> Result<Option<&'h str>, Refusal> {
+    if value.len() > longest {
+        return Err(bad(name, &format!(" is longer than {longest} bytes")));
     }
     match std::str::from_utf8(value) {
         Ok("") => Ok(None),
         Ok(text) => Ok(Some(text)),
-        Err(_) => Err(bad(name, "is not UTF-8")),
+        Err(_) => Err(bad(name, " is not UTF-8")),
     }
 }
 
 /// A limit in milliseconds, as microseconds: digits with at most one point among them. Zero is no limit.
 fn limit(name: &str, value: &[u8]) -> Result<Option<u32>, Refusal> {
-    let Some(text) = text(name, value)? else {
-        return Err(bad(name, "is empty; it takes a number of milliseconds"));
+    let Some(text) = text(name, value, LONGEST)? else {
+        return Err(bad(name, " is empty; it takes a number of milliseconds"));
     };
     let plain = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
     match text.parse::<f64>() {
         Ok(ms) if plain && ms <= MOST_MS => Ok(Some((ms * 1e3).round() as u32)),
         _ => {
-            let what = format!("is {:?}; it takes a number of milliseconds up to {MOST_MS}", shown(text));
+            let what = format!(" is {:?}; it takes a number of milliseconds up to {MOST_MS}", shown(text));
             Err(bad(name, &what))
         }
     }
 }
 
 /// The answer for who asks for what does not exist.
-pub fn refused(bad: &BadAsk) -> Refusal {
-    match bad {
+pub fn refused(what: &BadAsk) -> Refusal {
+    match what {
         // As AIBrix flags it.
         BadAsk::Strategy(why) => Refusal::new(400, format!("header `routing-strategy`: {why}"))
             .code("invalid_routing_strategy")
@@ -138,6 +139,7 @@ pub fn refused(bad: &BadAsk) -> Refusal {
         BadAsk::Profile(why) => Refusal::new(400, format!("header `config-profile`: {why}"))
             .code("unknown_profile")
             .param("config-profile"),
+        BadAsk::Filter(why) => bad("external-filter", &format!(": {why}")),
     }
 }
 
