@@ -1,5 +1,7 @@
 //! Replay: what goes in comes out, the same every time, and gateways know what they should when they should.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use std::sync::Arc;
 
 use fairlead_routing::InFlightSums;
@@ -264,7 +266,7 @@ fn sessions_ask_after_thinking() {
     let setup = setup(2);
     let mut watched = Watched::new(&setup, &workload, "least-request", 3);
     run_with(&setup, &workload, &mut watched, 3);
-    let mut at = vec![f64::NAN; 15];
+    let mut at = [f64::NAN; 15];
     watched.arrivals.iter().for_each(|(request, time)| at[*request as usize] = *time);
     for session in 0..5 {
         let first = session * 3;

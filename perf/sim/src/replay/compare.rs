@@ -83,7 +83,7 @@ pub fn run_all(
     let jobs: Vec<(usize, u64)> =
         (0..policies.len()).flat_map(|policy| (1..=seeds).map(move |seed| (policy, seed))).collect();
     let next = AtomicUsize::new(0);
-    let done: Mutex<Vec<(usize, u64, Result<Summary, BadPolicy>)>> = Mutex::new(Vec::new());
+    let done = Mutex::new(Vec::<(usize, u64, Result<Summary, BadPolicy>)>::new());
     std::thread::scope(|scope| {
         for _ in 0..threads.min(jobs.len()) {
             scope.spawn(|| {
