@@ -77,32 +77,6 @@ pub struct EngineFigures {
     pub taken_us: u64,
 }
 
-impl EngineFigures {
-    /// Without what no engine can mean: a figure that is negative, infinite or no number at all is unknown.
-    fn sane(self) -> Self {
-        let sane = |figure: Option<f32>| figure.filter(|figure| figure.is_finite() && *figure >= 0.0);
-        let Self { running, waiting, kv_total_tokens, foreign_requests, taken_us, .. } = self;
-        Self {
-            running,
-            waiting,
-            kv_usage: sane(self.kv_usage),
-            host_kv_usage: sane(self.host_kv_usage),
-            kv_total_tokens,
-            prompt_tokens_per_s: sane(self.prompt_tokens_per_s),
-            generation_tokens_per_s: sane(self.generation_tokens_per_s),
-            queue_time_s: sane(self.queue_time_s),
-            prefill_time_s: sane(self.prefill_time_s),
-            decode_time_s: sane(self.decode_time_s),
-            request_prompt_tokens: sane(self.request_prompt_tokens),
-            request_generation_tokens: sane(self.request_generation_tokens),
-            busy: sane(self.busy),
-            utilization: sane(self.utilization),
-            foreign_requests,
-            taken_us,
-        }
-    }
-}
-
 const RUNNING: u64 = 1;
 const WAITING: u64 = 2;
 const KV_USAGE: u64 = 4;
@@ -134,9 +108,9 @@ pub struct LoadCell {
 }
 
 impl LoadCell {
-    /// Replaces the record; figures that cannot be are stored as unknown. Only the control thread may call this.
+    /// Replaces the record. Only the control thread may call this.
     pub(crate) fn store(&self, figures: &EngineFigures) {
-        let words = encode(&figures.sane());
+        let words = encode(figures);
         let sequence = self.sequence.load(Ordering::Relaxed);
         self.sequence.store(sequence.wrapping_add(1), Ordering::Relaxed);
         fence(Ordering::Release);

@@ -1,5 +1,6 @@
 //! `llm-metric-based`.
 
+use super::figures::sound;
 use super::{Candidate, Choice, Decision, Missing, Policy, Reason, least_f64};
 use crate::registry::PolicyName;
 use crate::rng::Rng;
@@ -35,7 +36,7 @@ impl LlmMetricBased {
     fn load(&self, decision: &Decision<'_>, candidate: &Candidate) -> Option<f64> {
         let figures = decision.figures(candidate);
         let (running, waiting) = (u64::from(figures.running?), u64::from(figures.waiting?));
-        let kv_usage = f64::from(figures.kv_usage?);
+        let kv_usage = sound(figures.kv_usage)?;
         let sequences = decision.target(candidate).info.max_num_seqs.unwrap_or(USUAL_SEQUENCES).max(1);
         let queued = waiting.max(candidate.requests.saturating_sub(running));
         let share = |requests: u64| requests as f64 / f64::from(sequences);

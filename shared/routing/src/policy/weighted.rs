@@ -1,10 +1,11 @@
 //! `weighted`: a sum of scores.
 
+use std::cell::Cell;
+
 use super::{Candidate, Choice, Decision, Missing, Policy, Reason};
-use crate::fleet::EngineFigures;
 use crate::registry::{PolicyName, UnknownPolicy};
 use crate::rng::Rng;
-use crate::score::{OfPolicy, Scorer, ScorerName, Spread, View, sane};
+use crate::score::{OfPolicy, Scorer, ScorerName, Spread, sane};
 use crate::settings::Settings;
 use crate::strategy::StrategyError;
 
@@ -27,17 +28,72 @@ pub(crate) const MOST_WEIGHT: u32 = 1_000_000;
 /// uses its policy's measure alone, without that policy's gates, fallbacks and counts of its own.
 pub(crate) struct Weighted {
     parts: Vec<(f64, Box<dyn Scorer>)>,
-    wants_figures: bool,
 }
 
 type Spreads = [Spread; MOST_PARTS];
+
+thread_local! {
+    /// Measures of the decision under way, kept for the next one: at most parts × targets numbers.
+    static SHEET: Cell<Vec<f64>> = const { Cell::new(Vec::new()) };
+}
+
+/// The measures of all candidates by all parts, taken once.
+struct Sheet<'w> {
+    parts: &'w [(f64, Box<dyn Scorer>)],
+    candidates: usize,
+    /// Part by part; what is unknown is not a number.
+    measures: Vec<f64>,
+    spreads: Spreads,
+}
+
+impl<'w> Sheet<'w> {
+    fn new(weighted: &'w Weighted, decision: &Decision<'_>) -> Self {
+        let parts = &*weighted.parts;
+        let candidates = decision.candidates.len();
+        let mut measures = SHEET.take();
+        measures.clear();
+        measures.resize(parts.len() * candidates, f64::NAN);
+        let mut spreads = [Spread::NONE; MOST_PARTS];
+        for (part, ((_, scorer), spread)) in parts.iter().zip(&mut spreads).enumerate() {
+            let row = &mut measures[part * candidates..][..candidates];
+            scorer.measures(decision, &mut |index, measure| {
+                if let (Some(measure), Some(cell)) = (sane(measure), row.get_mut(index)) {
+                    spread.add(measure);
+                    *cell = measure;
+                }
+            });
+        }
+        Self { parts, candidates, measures, spreads }
+    }
+
+    /// The first part that nobody has a measure for.
+    fn unscored(&self) -> Option<Missing> {
+        let unscored = self.parts.iter().zip(&self.spreads).find(|(_, spread)| spread.is_none());
+        unscored.map(|((_, scorer), _)| Missing(scorer.figure()))
+    }
+
+    fn total(&self, index: usize) -> f64 {
+        let score = |(part, ((weight, scorer), spread)): (usize, (&(f64, Box<dyn Scorer>), &Spread))| {
+            let measure = self.measures[part * self.candidates + index];
+            // Also what a formula makes of a measure that it did not expect is no score.
+            let score = if measure.is_nan() { 0.0 } else { scorer.score(measure, spread) };
+            weight * if score.is_nan() { 0.0 } else { score.clamp(0.0, 1.0) }
+        };
+        self.parts.iter().zip(&self.spreads).enumerate().map(score).sum()
+    }
+}
+
+impl Drop for Sheet<'_> {
+    fn drop(&mut self) {
+        SHEET.set(std::mem::take(&mut self.measures));
+    }
+}
 
 impl Weighted {
     /// At most [`MOST_PARTS`] parts count.
     pub(crate) fn new(mut parts: Vec<(f64, Box<dyn Scorer>)>) -> Self {
         parts.truncate(MOST_PARTS);
-        let wants_figures = parts.iter().any(|(_, scorer)| scorer.wants_figures());
-        Self { parts, wants_figures }
+        Self { parts }
     }
 
     /// The sum that a text describes, and the text as it is usually written.
@@ -80,47 +136,16 @@ impl Weighted {
         Ok((label, Self::new(parts)))
     }
 
-    fn figures(&self, decision: &Decision<'_>, candidate: &Candidate) -> EngineFigures {
-        if self.wants_figures { decision.figures(candidate) } else { EngineFigures::default() }
-    }
-
-    /// Least and greatest measure of each part.
-    fn spreads(&self, decision: &Decision<'_>) -> Spreads {
-        let mut spreads = [Spread::NONE; MOST_PARTS];
-        for candidate in decision.candidates {
-            let view = View { decision, candidate, figures: &self.figures(decision, candidate) };
-            for ((_, scorer), spread) in self.parts.iter().zip(&mut spreads) {
-                if let Some(measure) = sane(scorer.measure(&view)) {
-                    spread.add(measure);
-                }
-            }
-        }
-        spreads
-    }
-
-    fn total(&self, decision: &Decision<'_>, candidate: &Candidate, spreads: &Spreads) -> f64 {
-        let view = View { decision, candidate, figures: &self.figures(decision, candidate) };
-        let score = |((weight, scorer), spread): (&(f64, Box<dyn Scorer>), &Spread)| {
-            let score = sane(scorer.measure(&view)).map_or(0.0, |measure| scorer.score(measure, spread));
-            // A figure may have changed since the spread was taken.
-            weight * if score.is_nan() { 0.0 } else { score.clamp(0.0, 1.0) }
-        };
-        self.parts.iter().zip(spreads).map(score).sum()
-    }
-
     fn weight(&self) -> f64 {
         self.parts.iter().map(|(weight, _)| weight).sum()
     }
 
     /// The first part that nobody has a measure for.
     pub(crate) fn unscored(&self, decision: &Decision<'_>) -> Option<Missing> {
-        let scores_somebody = |scorer: &dyn Scorer| {
-            decision.candidates.iter().any(|candidate| {
-                let view = View { decision, candidate, figures: &self.figures(decision, candidate) };
-                sane(scorer.measure(&view)).is_some()
-            })
+        let scores = |scorer: &dyn Scorer| {
+            decision.candidates.iter().any(|candidate| sane(scorer.measure(decision, candidate)).is_some())
         };
-        let unscored = self.parts.iter().find(|(_, scorer)| !scores_somebody(&**scorer));
+        let unscored = self.parts.iter().find(|(_, scorer)| !scores(&**scorer));
         unscored.map(|(_, scorer)| Missing(scorer.figure()))
     }
 }
@@ -148,11 +173,14 @@ fn scorer(name: &str, settings: &Settings) -> Result<(&'static str, Box<dyn Scor
     }
 }
 
-/// Whether a policy decides as a whole or not at all: those that place prefill and decode, those that keep limits, and
-/// sums themselves.
+/// Whether a policy decides as a whole or not at all: those that place prefill and decode, those that keep limits, those
+/// that charge users for what they pick, and sums themselves.
 fn is_exclusive(policy: PolicyName) -> bool {
     let name = policy.as_str();
-    name == "pd" || name.ends_with("pd-split") || name.starts_with("slo") || policy == PolicyName::LlmD
+    name == "pd"
+        || name.ends_with("pd-split")
+        || name.starts_with("slo")
+        || matches!(policy, PolicyName::LlmD | PolicyName::VtcBasic)
 }
 
 impl Policy for Weighted {
@@ -161,13 +189,13 @@ impl Policy for Weighted {
     }
 
     fn pick(&self, decision: &Decision<'_>, rng: &mut Rng) -> Result<Choice, Option<Missing>> {
-        let spreads = self.spreads(decision);
-        if spreads.iter().take(self.parts.len()).all(Spread::is_none) {
-            return Err(self.parts.first().map(|(_, scorer)| Missing(scorer.figure())));
+        let sheet = Sheet::new(self, decision);
+        if sheet.spreads.iter().take(self.parts.len()).all(Spread::is_none) {
+            return Err(sheet.unscored());
         }
         let (mut index, mut best, mut ties) = (0, f64::NEG_INFINITY, 0);
-        for (at, candidate) in decision.candidates.iter().enumerate() {
-            let total = self.total(decision, candidate, &spreads);
+        for at in 0..decision.candidates.len() {
+            let total = sheet.total(at);
             if total > best {
                 (index, best, ties) = (at, total, 1);
             } else if total == best {
@@ -179,7 +207,7 @@ impl Policy for Weighted {
             }
         }
         let candidate = decision.candidates.get(index).ok_or(None)?;
-        for ((_, scorer), spread) in self.parts.iter().zip(&spreads) {
+        for ((_, scorer), spread) in self.parts.iter().zip(&sheet.spreads) {
             scorer.picked(decision, candidate, spread);
         }
         Ok(Choice { index, reason: Reason::HighestScore })
@@ -187,13 +215,14 @@ impl Policy for Weighted {
 
     /// What is missing to the greatest possible sum.
     fn value(&self, decision: &Decision<'_>, candidate: &Candidate) -> Option<f64> {
-        Some(self.weight() - self.total(decision, candidate, &self.spreads(decision)))
+        let index = decision.candidates.iter().position(|one| one.number == candidate.number)?;
+        Some(self.weight() - Sheet::new(self, decision).total(index))
     }
 
     fn values(&self, decision: &Decision<'_>, tell: &mut dyn FnMut(usize, Option<f64>)) {
-        let (spreads, weight) = (self.spreads(decision), self.weight());
-        for (index, candidate) in decision.candidates.iter().enumerate() {
-            tell(index, Some(weight - self.total(decision, candidate, &spreads)));
+        let (sheet, weight) = (Sheet::new(self, decision), self.weight());
+        for index in 0..decision.candidates.len() {
+            tell(index, Some(weight - sheet.total(index)));
         }
     }
 

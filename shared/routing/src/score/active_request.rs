@@ -1,6 +1,7 @@
 //! `active-request-scorer`.
 
-use super::{Scorer, Spread, View};
+use super::{Scorer, Spread};
+use crate::policy::{Candidate, Decision};
 use crate::settings::ActiveRequestScorerSettings;
 
 /// 1 up to `idle_threshold` requests in flight, else `max_busy_score·(most − n)/most`.
@@ -13,8 +14,8 @@ impl Scorer for ActiveRequest {
         "requests"
     }
 
-    fn measure(&self, view: &View<'_>) -> Option<f64> {
-        Some(view.candidate.requests as f64)
+    fn measure(&self, _: &Decision<'_>, candidate: &Candidate) -> Option<f64> {
+        Some(candidate.requests as f64)
     }
 
     fn score(&self, measure: f64, spread: &Spread) -> f64 {

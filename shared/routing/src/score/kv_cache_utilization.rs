@@ -1,6 +1,7 @@
 //! `kv-cache-utilization-scorer`.
 
-use super::{Scorer, Spread, View};
+use super::{Scorer, Spread};
+use crate::policy::{Candidate, Decision};
 
 /// `1 − share of KV room in use`, whatever the others have.
 ///
@@ -8,16 +9,12 @@ use super::{Scorer, Spread, View};
 pub(super) struct KvCacheUtilization;
 
 impl Scorer for KvCacheUtilization {
-    fn wants_figures(&self) -> bool {
-        true
-    }
-
     fn figure(&self) -> &'static str {
         "kv_usage"
     }
 
-    fn measure(&self, view: &View<'_>) -> Option<f64> {
-        view.figures.kv_usage.map(f64::from)
+    fn measure(&self, decision: &Decision<'_>, candidate: &Candidate) -> Option<f64> {
+        decision.figures(candidate).kv_usage.map(f64::from)
     }
 
     fn score(&self, measure: f64, _: &Spread) -> f64 {

@@ -1,6 +1,7 @@
 //! `load-aware-scorer`.
 
-use super::{Scorer, Spread, View, queue};
+use super::{Scorer, Spread, queue};
+use crate::policy::{Candidate, Decision};
 use crate::settings::LoadAwareScorerSettings;
 
 /// `0.5·(1 − q/threshold)` of the requests queued: 0.5 for an empty queue, 0 from the threshold on.
@@ -10,16 +11,12 @@ use crate::settings::LoadAwareScorerSettings;
 pub(super) struct LoadAware(pub(super) LoadAwareScorerSettings);
 
 impl Scorer for LoadAware {
-    fn wants_figures(&self) -> bool {
-        true
-    }
-
     fn figure(&self) -> &'static str {
         "waiting"
     }
 
-    fn measure(&self, view: &View<'_>) -> Option<f64> {
-        queue::queued(view)
+    fn measure(&self, decision: &Decision<'_>, candidate: &Candidate) -> Option<f64> {
+        queue::queued(decision, candidate)
     }
 
     fn score(&self, measure: f64, _: &Spread) -> f64 {

@@ -2,7 +2,7 @@
 //!
 //! A scorer has a *measure* of every candidate (or none, where a figure is unknown) and turns it into a score from 0 to
 //! 1, 1 is best, given the least and the greatest measure among the candidates. A candidate without a measure scores 0:
-//! what is unknown does not attract. Measures that are no finite numbers are unknown, negative ones count as 0.
+//! what is unknown does not attract. Measures that are negative or no finite numbers are unknown.
 
 mod active_request;
 mod kv_cache_utilization;
@@ -16,17 +16,8 @@ mod token_load;
 
 pub(crate) use of_policy::OfPolicy;
 
-use crate::fleet::EngineFigures;
 use crate::policy::{Candidate, Decision};
 use crate::settings::Settings;
-
-/// What a scorer sees of a candidate.
-pub(crate) struct View<'a> {
-    pub(crate) decision: &'a Decision<'a>,
-    pub(crate) candidate: &'a Candidate,
-    /// The engine's report; unknown in all fields unless a scorer of the sum wants it.
-    pub(crate) figures: &'a EngineFigures,
-}
 
 /// Least and greatest measure among the candidates that have one.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -62,16 +53,18 @@ pub(crate) trait Scorer: Send + Sync {
         false
     }
 
-    /// Whether it reads the engine's report.
-    fn wants_figures(&self) -> bool {
-        false
-    }
-
     /// The figure that is missing when no candidate has a measure.
     fn figure(&self) -> &'static str;
 
     /// The candidate's measure.
-    fn measure(&self, view: &View<'_>) -> Option<f64>;
+    fn measure(&self, decision: &Decision<'_>, candidate: &Candidate) -> Option<f64>;
+
+    /// The measures of all candidates, in their order.
+    fn measures(&self, decision: &Decision<'_>, tell: &mut dyn FnMut(usize, Option<f64>)) {
+        for (index, candidate) in decision.candidates.iter().enumerate() {
+            tell(index, self.measure(decision, candidate));
+        }
+    }
 
     /// The score of a measure.
     fn score(&self, measure: f64, spread: &Spread) -> f64;
@@ -82,7 +75,7 @@ pub(crate) trait Scorer: Send + Sync {
 
 /// A measure fit for comparing.
 pub(crate) fn sane(measure: Option<f64>) -> Option<f64> {
-    measure.filter(|measure| measure.is_finite()).map(|measure| measure.max(0.0))
+    measure.filter(|measure| measure.is_finite() && *measure >= 0.0)
 }
 
 macro_rules! scorers {

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{Scorer, Spread, View};
+use super::{Scorer, Spread};
 use crate::policy::{Candidate, Decision};
 
 /// Spreads prompts of which nobody holds anything: the longer a target has been without such a prompt, the better.
@@ -28,16 +28,16 @@ impl Scorer for NoHitLru {
         "cached_blocks"
     }
 
-    fn measure(&self, view: &View<'_>) -> Option<f64> {
-        if view.candidate.cached_blocks > 0 {
+    fn measure(&self, decision: &Decision<'_>, candidate: &Candidate) -> Option<f64> {
+        if candidate.cached_blocks > 0 {
             return Some(WARM);
         }
-        let last = view.decision.target(view.candidate).cells.cold.load(Ordering::Relaxed);
+        let last = decision.target(candidate).cells.cold.load(Ordering::Relaxed);
         if last == 0 {
             return Some(1.0);
         }
-        let age = view.decision.fleet.cold().load(Ordering::Relaxed).saturating_sub(last);
-        Some((age as f64 / view.decision.candidates.len() as f64).min(1.0))
+        let age = decision.fleet.cold().load(Ordering::Relaxed).saturating_sub(last);
+        Some((age as f64 / decision.candidates.len() as f64).min(1.0))
     }
 
     fn score(&self, measure: f64, spread: &Spread) -> f64 {

@@ -1,7 +1,7 @@
 //! A policy as a scorer.
 
-use super::{Scorer, Spread, View};
-use crate::policy::Policy;
+use super::{Scorer, Spread};
+use crate::policy::{Candidate, Decision, Policy};
 use crate::registry::PolicyName;
 
 /// A policy's value, set between the least and the greatest among the candidates: 1 for the least, 0 for the greatest.
@@ -28,8 +28,12 @@ impl Scorer for OfPolicy {
         self.name.as_str()
     }
 
-    fn measure(&self, view: &View<'_>) -> Option<f64> {
-        self.policy.value(view.decision, view.candidate)
+    fn measure(&self, decision: &Decision<'_>, candidate: &Candidate) -> Option<f64> {
+        self.policy.value(decision, candidate)
+    }
+
+    fn measures(&self, decision: &Decision<'_>, tell: &mut dyn FnMut(usize, Option<f64>)) {
+        self.policy.values(decision, tell);
     }
 
     fn score(&self, measure: f64, spread: &Spread) -> f64 {

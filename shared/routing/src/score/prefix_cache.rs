@@ -1,6 +1,7 @@
 //! `prefix-cache-scorer`.
 
-use super::{Scorer, Spread, View};
+use super::{Scorer, Spread};
+use crate::policy::{Candidate, Decision};
 use crate::settings::PrefixCacheScorerSettings;
 
 /// Share of the prompt's blocks that the target holds, or how many tokens that is, or some of both.
@@ -21,15 +22,15 @@ impl Scorer for PrefixCache {
         "cached_blocks"
     }
 
-    fn measure(&self, view: &View<'_>) -> Option<f64> {
-        let cached = view.candidate.cached_blocks;
-        let blocks = view.decision.prompt_blocks().max(1);
+    fn measure(&self, decision: &Decision<'_>, candidate: &Candidate) -> Option<f64> {
+        let cached = candidate.cached_blocks;
+        let blocks = decision.prompt_blocks().max(1);
         let share = f64::from(cached) / f64::from(blocks);
         let weight = self.0.length_weight;
         if weight == 0.0 {
             return Some(share);
         }
-        let length = f64::from(view.decision.request.tokens_of(cached)) / f64::from(self.0.length_scale);
+        let length = f64::from(decision.request.tokens_of(cached)) / f64::from(self.0.length_scale);
         Some(weight * length.min(1.0).powi(2) + (1.0 - weight) * share)
     }
 

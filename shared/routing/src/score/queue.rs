@@ -1,6 +1,7 @@
 //! `queue-scorer`.
 
-use super::{Scorer, Spread, View};
+use super::{Scorer, Spread};
+use crate::policy::{Candidate, Decision};
 
 /// `(most − q)/(most − least)` of the requests queued; 1 for all where they are equal.
 ///
@@ -10,26 +11,23 @@ use super::{Scorer, Spread, View};
 pub(super) struct Queue;
 
 /// Requests queued, by the report and by what was picked since.
-pub(super) fn queued(view: &View<'_>) -> Option<f64> {
-    let waiting = u64::from(view.figures.waiting?);
-    let since = match view.figures.running {
-        Some(running) => view.candidate.requests.saturating_sub(u64::from(running)),
+pub(super) fn queued(decision: &Decision<'_>, candidate: &Candidate) -> Option<f64> {
+    let figures = decision.figures(candidate);
+    let waiting = u64::from(figures.waiting?);
+    let since = match figures.running {
+        Some(running) => candidate.requests.saturating_sub(u64::from(running)),
         None => 0,
     };
     Some(waiting.max(since) as f64)
 }
 
 impl Scorer for Queue {
-    fn wants_figures(&self) -> bool {
-        true
-    }
-
     fn figure(&self) -> &'static str {
         "waiting"
     }
 
-    fn measure(&self, view: &View<'_>) -> Option<f64> {
-        queued(view)
+    fn measure(&self, decision: &Decision<'_>, candidate: &Candidate) -> Option<f64> {
+        queued(decision, candidate)
     }
 
     fn score(&self, measure: f64, spread: &Spread) -> f64 {

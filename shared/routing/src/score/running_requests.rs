@@ -1,6 +1,7 @@
 //! `running-requests-size-scorer`.
 
-use super::{Scorer, Spread, View};
+use super::{Scorer, Spread};
+use crate::policy::{Candidate, Decision};
 
 /// `(most − r)/(most − least)` of the requests that the engines report as running; 1 for all where they are equal.
 ///
@@ -8,16 +9,12 @@ use super::{Scorer, Spread, View};
 pub(super) struct RunningRequests;
 
 impl Scorer for RunningRequests {
-    fn wants_figures(&self) -> bool {
-        true
-    }
-
     fn figure(&self) -> &'static str {
         "running"
     }
 
-    fn measure(&self, view: &View<'_>) -> Option<f64> {
-        view.figures.running.map(f64::from)
+    fn measure(&self, decision: &Decision<'_>, candidate: &Candidate) -> Option<f64> {
+        decision.figures(candidate).running.map(f64::from)
     }
 
     fn score(&self, measure: f64, spread: &Spread) -> f64 {

@@ -1,6 +1,7 @@
 //! `token-load-scorer`.
 
-use super::{Scorer, Spread, View};
+use super::{Scorer, Spread};
+use crate::policy::{Candidate, Decision};
 use crate::settings::TokenLoadScorerSettings;
 
 /// `1 − min(1, tokens/threshold)` of the tokens in process and this prompt's uncached ones.
@@ -17,9 +18,9 @@ impl Scorer for TokenLoad {
         "tokens"
     }
 
-    fn measure(&self, view: &View<'_>) -> Option<f64> {
-        let own = view.decision.request.uncached(view.candidate.cached_blocks);
-        Some(view.candidate.tokens.saturating_add(u64::from(own)) as f64)
+    fn measure(&self, decision: &Decision<'_>, candidate: &Candidate) -> Option<f64> {
+        let own = decision.request.uncached(candidate.cached_blocks);
+        Some(candidate.tokens.saturating_add(u64::from(own)) as f64)
     }
 
     fn score(&self, measure: f64, _: &Spread) -> f64 {

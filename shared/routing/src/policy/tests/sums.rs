@@ -68,6 +68,7 @@ fn what_is_no_sum_is_refused_with_the_reason() {
         ("queue:1,queue-scorer:2", |e| matches!(e, StrategyError::Twice("queue-scorer"))),
         ("prefix-cache:0,least-request:0", |e| matches!(e, StrategyError::NoWeight)),
         ("llm-d:1,least-request:1", |e| matches!(e, StrategyError::Exclusive("llm-d"))),
+        ("vtc-basic:1,least-request:1", |e| matches!(e, StrategyError::Exclusive("vtc-basic"))),
         ("weighted:1", |e| matches!(e, StrategyError::Unknown(_))),
     ];
     for (text, is_right) in table {
@@ -85,7 +86,7 @@ fn what_is_no_sum_is_refused_with_the_reason() {
         .chain(
             all.iter()
                 .copied()
-                .filter(|name| *name != "llm-d" && !name.starts_with("slo") && !name.contains("pd")),
+                .filter(|name| !["llm-d", "vtc-basic"].contains(name) && !name.starts_with("slo")),
         )
         .collect();
     let text = |count: usize| parts[..count].join(",");
@@ -139,7 +140,7 @@ fn a_candidate_without_a_figure_scores_nothing_by_it() {
 
 #[test]
 fn broken_figures_neither_win_nor_lose_for_others() {
-    for broken in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+    for broken in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -1.0] {
         let reports = [report(0, 0, broken), report(0, 0, 0.5), report(0, 0, 0.25)];
         let scene = Scene::new(0, [has(0, 0); 3]).reported(&reports);
         assert_eq!(scores(&scene, "kv-cache-utilization:1", 1.0), [0.0, 0.5, 0.75], "{broken}");
