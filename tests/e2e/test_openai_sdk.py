@@ -1,5 +1,7 @@
 """The real `openai` client against the real gateway."""
 
+import json
+
 import openai
 import pytest
 
@@ -96,3 +98,18 @@ def test_cancelled_stream_reaches_the_engine(up, client, model):
     stream.close()
     until(lambda: busy() == 0, 2, 0.01, "the engine's request was cancelled")
     until(lambda: reservations(up.field("admin")) == 0, 2, what="no reservation is left")
+
+
+def test_extra_headers_choose_how_a_request_is_routed(client, model):
+    ask = lambda **headers: client.chat.completions.with_raw_response.create(
+        model=model, messages=[{"role": "user", "content": "Hello"}], max_tokens=4, extra_headers=headers
+    )
+    turns = [ask(**{"routing-strategy": "round-robin"}).headers["x-fairlead-instance"] for _ in range(8)]
+    assert turns[:4] == turns[4:] and len(set(turns)) == 4
+    answer = ask(**{"routing-strategy": "least-request", "x-fairlead-explain": "1", "x-llm-d-slo-ttft-ms": "500"})
+    said = json.loads(answer.headers["x-fairlead-explain"])
+    assert said["policy"] == "least-request" and said["chosen"] == answer.headers["x-fairlead-instance"]
+    assert answer.parse().choices[0].message.content
+    with pytest.raises(openai.BadRequestError) as error:
+        ask(**{"routing-strategy": "nope"})
+    assert error.value.code == "invalid_routing_strategy" and "least-request" in str(error.value)
