@@ -270,5 +270,5 @@ def test_decisions_are_logged_by_sample(tmp_path):
             lines = lambda: [line for line in gateway.log if '"candidates":[' in line]
             until(lambda: len(lines()) == wanted, what=f"{wanted} decisions in the log")
             for line in lines():
-                said = json.loads(line[line.index('{"policy"'):])
+                said, _ = json.JSONDecoder().raw_decode(line[line.index('{"policy"'):])
                 assert said["policy"] == "prefix-cache"

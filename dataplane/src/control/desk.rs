@@ -79,6 +79,11 @@ impl Desk {
         self.replica.status()
     }
 
+    /// When the scheduler was last heard; `None` while it has told nothing.
+    pub fn heard_us(&self) -> Option<u64> {
+        self.replica.heard_us()
+    }
+
     /// The replica, for tests that compare it with the truth.
     #[cfg(feature = "sim")]
     pub fn replica(&self) -> &Replica<FleetSink> {

@@ -167,13 +167,12 @@ impl Driver {
     }
 
     fn show(&mut self, now: u64) {
+        if let Some(at) = self.desk.heard_us() {
+            self.shared.set_heard(at);
+        }
         if now >= self.next_status_us {
             self.next_status_us = now + STATUS_US;
-            let status = self.desk.status();
-            if status.epoch != 0 {
-                self.shared.set_heard(now.saturating_sub(status.age_us));
-            }
-            self.status.store(Some(Arc::new((status, now))));
+            self.status.store(Some(Arc::new((self.desk.status(), now))));
         }
     }
 

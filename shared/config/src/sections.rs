@@ -108,8 +108,8 @@ section! {
         timeouts: Timeouts = Timeouts::default();
         /// Connections to instances.
         upstream: Upstream = Upstream::default();
-        /// Forward body members and headers that steer an engine (`kv_transfer_params` and the like) instead of
-        /// refusing them. Only behind clients that are trusted as much as the gateway.
+        /// Forward body members that steer an engine (`kv_transfer_params` and the like) instead of refusing them;
+        /// headers that do are dropped in any case. Only behind clients that are trusted as much as the gateway.
         allow_steering: bool = false;
         /// Memory for the replica of the prefix index. It should be somewhat more than the scheduler's `index_bytes`:
         /// a gateway into which the index does not fit says so and routes by load alone.

@@ -403,6 +403,11 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
             .is_some_and(|link| now_us.saturating_sub(self.last_heard_us) > 3 * link.heartbeat_us)
     }
 
+    /// When the scheduler was last heard, microseconds; `None` while it has told nothing.
+    pub fn heard_us(&self) -> Option<u64> {
+        self.held.map(|_| self.last_heard_us)
+    }
+
     /// State, for metrics and admin pages.
     pub fn status(&self) -> ReplicaStatus {
         let (epoch, sequence) = self.held.unwrap_or((0, 0));
