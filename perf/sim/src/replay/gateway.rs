@@ -135,6 +135,11 @@ impl Gateways {
         sum
     }
 
+    /// What a gateway takes an instance's work to cost.
+    pub fn constants(&self, gateway: usize, instance: usize) -> Constants {
+        self.cells(gateway, instance).map_or(Constants::PRIOR, |cells| cells.costs.read())
+    }
+
     /// Leading blocks of a path that an instance holds, once all news has arrived: by the index and without what a
     /// gateway takes to be on its way.
     pub fn held(&mut self, instance: usize, path: &[u64]) -> usize {
