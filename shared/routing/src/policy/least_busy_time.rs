@@ -6,7 +6,8 @@ use crate::rng::Rng;
 
 /// The target that was busy for the least share of the time lately.
 ///
-/// Rule: least share of the time in which requests were running. Inputs: that share as the agent measures it between
+/// Rule: least share of the time in which requests were running, in whole percent: between targets that are hardly ever
+/// idle, less says nothing. Inputs: that share as the agent measures it between
 /// its scrapes, older times fading with 30 s; targets of which it is unknown are passed over, and where it is unknown
 /// of all the policy passes to `least-request`. Ties, such as between targets that are never idle, are drawn.
 /// Defaults: none to set.
@@ -20,7 +21,8 @@ impl Policy for LeastBusyTime {
         pick_least(decision, rng, "busy", |c| self.value(decision, c))
     }
 
+    /// Percent.
     fn value(&self, decision: &Decision<'_>, candidate: &Candidate) -> Option<f64> {
-        sound(decision.figures(candidate).busy)
+        sound(decision.figures(candidate).busy).map(|share| (share * 100.0).round())
     }
 }

@@ -171,6 +171,24 @@ fn least_latency_compares_by_one_and_the_same_request() {
 }
 
 #[test]
+fn least_latency_counts_who_is_waiting_now() {
+    let row = times(0.5, 0.2, 4.0, 100.0, 100.0);
+    let mut scene = Scene::reporting(PolicyName::LeastLatency, &[row, times(0.9, 0.2, 4.0, 100.0, 100.0)]);
+    for (prefilling, index) in [(0, 0), (2, 0), (4, 0), (5, 1), (50, 1)] {
+        scene.candidates[0].prefilling = prefilling;
+        assert_eq!(scene.pick(), Ok((index, Reason::LeastLoad)), "{prefilling} at 0.2 s each");
+    }
+}
+
+#[test]
+fn busy_shares_are_compared_in_whole_percent() {
+    let rows = [0.998, 0.99, 0.9999].map(|x| EngineFigures { busy: Some(x), ..NONE });
+    assert_eq!(Scene::reporting(PolicyName::LeastBusyTime, &rows).pick(), Ok((1, Reason::LeastLoad)));
+    let counts = Scene::reporting(PolicyName::LeastBusyTime, &[rows[0], rows[2]]).counts(1_000);
+    assert!(even(&counts), "{counts:?}");
+}
+
+#[test]
 fn an_untried_target_takes_one_request_at_a_time() {
     let cold = times(0.0, 0.0, 0.0, 0.0, 0.0);
     let mut scene =
