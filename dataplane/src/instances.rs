@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use fairlead_routing::{Fleet, TargetEntry};
 use fairlead_wire::TargetId;
-use fairlead_wire::msg::{EngineKind, InstanceInfo, ModelInfo, ServingRole};
+use fairlead_wire::msg::InstanceInfo;
 
 /// An instance named in the configuration.
 #[derive(Debug, Clone)]
@@ -20,27 +20,7 @@ pub struct StaticInstance {
 impl StaticInstance {
     /// The instance's description, as an agent would give it.
     pub fn info(&self) -> InstanceInfo {
-        let host = self.address.rsplit_once(':').map_or(self.address.as_str(), |(host, _)| host);
-        let models = self
-            .models
-            .iter()
-            .map(|name| ModelInfo { name: name.clone(), max_model_len: None, parent: None })
-            .collect();
-        InstanceInfo {
-            name: self.name.clone(),
-            address: self.address.clone(),
-            host: host.to_owned(),
-            incarnation: 1,
-            engine: EngineKind::Generic,
-            engine_version: String::new(),
-            models,
-            role: ServingRole::Both,
-            dp_ranks: 1,
-            block_size: None,
-            kv_blocks: None,
-            max_num_seqs: None,
-            labels: Vec::new(),
-        }
+        InstanceInfo::new(&self.name, &self.address, &self.models)
     }
 
     /// Table entry number `slot` for this instance, ready to be picked, with fresh counters.

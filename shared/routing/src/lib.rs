@@ -31,7 +31,7 @@ pub use fleet::{
     Reservation, TargetCells, TargetEntry, TargetTable, name_key, rendezvous, text_key,
 };
 pub use plan::{NoPlan, Plan, Scratch, plan, plan_explained};
-pub use policy::{Candidate, Choice, Decision, Missing, Policy, Predicted, Reason};
+pub use policy::{Candidate, Choice, Decision, Missing, Policy, Predicted, Reason, least, least_f64};
 pub use registry::{PolicyName, UnknownPolicy};
 pub use request::{PlanRequest, Slo};
 pub use rng::Rng;

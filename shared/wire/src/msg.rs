@@ -159,6 +159,28 @@ pub struct InstanceInfo {
     pub labels: Vec<(String, String)>,
 }
 
+impl InstanceInfo {
+    /// An instance of which only its name, its `host:port` and its models are known.
+    pub fn new(name: &str, address: &str, models: impl IntoIterator<Item: Into<String>>) -> Self {
+        let model = |name: String| ModelInfo { name, max_model_len: None, parent: None };
+        Self {
+            name: name.to_owned(),
+            address: address.to_owned(),
+            host: address.rsplit_once(':').map_or(address, |(host, _)| host).to_owned(),
+            incarnation: 1,
+            engine: EngineKind::Generic,
+            engine_version: String::new(),
+            models: models.into_iter().map(|name| model(name.into())).collect(),
+            role: ServingRole::Both,
+            dp_ranks: 1,
+            block_size: None,
+            kv_blocks: None,
+            max_num_seqs: None,
+            labels: Vec::new(),
+        }
+    }
+}
+
 /// Load of one rank as its engine reports it. `None` is unknown, never zero.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Default)]
 pub struct RankLoad {

@@ -294,7 +294,7 @@ pub trait Policy: Send + Sync {
 ///
 /// Three passes without branches that depend on the figures: over a thousand candidates, one pass that remembers ties
 /// as it goes mispredicts often enough to cost more.
-pub(crate) fn least<K: Ord + Copy>(
+pub fn least<K: Ord + Copy>(
     candidates: &[Candidate],
     rng: &mut Rng,
     keep: impl Fn(&Candidate) -> bool,
@@ -314,7 +314,7 @@ pub(crate) fn least<K: Ord + Copy>(
 
 /// As [`least`] for a measure that is a float: what is not a number, or that `key` does not know, never wins; a
 /// negative measure counts as zero, so that a broken figure cannot attract. `None` when no candidate has a measure.
-pub(crate) fn least_f64(
+pub fn least_f64(
     candidates: &[Candidate],
     rng: &mut Rng,
     key: impl Fn(&Candidate) -> Option<f64>,

@@ -19,7 +19,7 @@ use crate::settings::{Settings, VtcBasicSettings};
 ///
 /// Inputs: the hash of the request's user, requests in flight, and what this policy itself has counted for 4,096
 /// users (beyond that the least served are forgotten); each gateway counts its own. A request of no user goes to
-/// `least-request`. In a weighted sum the policy is asked for its measure only and counts nothing. Defaults: 5
+/// `least-request`. It is no part of a weighted sum, where nobody would be charged. Defaults: 5
 /// minutes, 1 and 2 (input, output), bucket 1,000, full 100, weights 1 and 1, noise 0.1.
 ///
 /// Source: AIBrix `vtc-basic`, after VTC (Sheng et al., arXiv 2401.00588). Ours differs: the original's place in the
