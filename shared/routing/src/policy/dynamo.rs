@@ -1,6 +1,7 @@
 //! `dynamo`.
 
-use super::{Candidate, Choice, Decision, Missing, Policy, Reason, least_f64};
+use super::figures::least_known;
+use super::{Candidate, Choice, Decision, Missing, Policy, Reason};
 use crate::rng::Rng;
 use crate::settings::{DynamoSettings, Settings};
 
@@ -76,7 +77,7 @@ impl Policy for Dynamo {
             let index = self.draw(decision, rng).ok_or(None)?;
             return Ok(Choice { index, reason: Reason::Drawn });
         }
-        let index = least_f64(decision.candidates, rng, |c| Some(self.cost(decision, c))).ok_or(None)?;
+        let index = least_known(decision.candidates, rng, |c| Some(self.cost(decision, c))).ok_or(None)?;
         Ok(Choice { index, reason: Reason::LeastCost })
     }
 

@@ -1,7 +1,7 @@
 //! `llm-metric-based`.
 
-use super::figures::sound;
-use super::{Candidate, Choice, Decision, Missing, Policy, Reason, least_f64};
+use super::figures::{least_known, sound};
+use super::{Candidate, Choice, Decision, Missing, Policy, Reason};
 use crate::registry::PolicyName;
 use crate::rng::Rng;
 use crate::settings::{LlmMetricBasedSettings, Settings};
@@ -61,7 +61,7 @@ impl LlmMetricBased {
 
 impl Policy for LlmMetricBased {
     fn pick(&self, decision: &Decision<'_>, rng: &mut Rng) -> Result<Choice, Option<Missing>> {
-        let index = least_f64(decision.candidates, rng, |c| self.load(decision, c))
+        let index = least_known(decision.candidates, rng, |c| self.load(decision, c))
             .ok_or_else(|| Some(Self::missing(decision)))?;
         Ok(Choice { index, reason: Reason::LeastLoad })
     }
