@@ -23,7 +23,7 @@ mod score;
 mod settings;
 mod strategy;
 
-pub use cost::{Constants, CostCell, DecodeSeen, Learner, PrefillSeen};
+pub use cost::{Constants, CostCell, DecodeSeen, Estimate, Learner, PrefillSeen, pool};
 pub use explain::{Explain, Explained};
 pub use filter::{LabelError, LabelFilter};
 pub use fleet::{

@@ -137,17 +137,19 @@ settings! {
     /// Weights of what a choice does to others, against the request's own time to first token.
     cost: CostSettings, "cost" {
         /// On the request's own prefill work.
-        own_prefill: f32 = 4.0, 0 to 1000;
-        /// On that work times what is queued at the target, over `horizon_us`.
-        queued_prefill: f32 = 0.0, 0 to 1000;
-        /// On the decode step with the request in it.
-        decode_step: f32 = 120.0, 0 to 1000000;
-        /// On the own prefill work times the requests that decode at the target.
-        disturbance: f32 = 0.1, 0 to 1000;
-        /// On prefill work that is to be done again because the choice evicts what is wanted.
+        own_prefill: f32 = 8.0, 0 to 1000;
+        /// On the own prefill work where what is evicted for it is wanted again, times how often it is.
         eviction: f32 = 1.0, 0 to 1000;
-        /// Costs within this share of the least are drawn from.
-        band: f32 = 0.0, 0 to 1;
+        /// On the own prefill work, times the share of time that reading recent contexts takes at the target.
+        crowding: f32 = 1.5, 0 to 1000;
+        /// On the own prefill work, times the requests that decode at the target.
+        disturbance: f32 = 0.1, 0 to 1000;
+        /// Own prefill work that disturbs half as much as its length says; shorter work disturbs less yet.
+        short_prefill_ms: f32 = 600.0, 0 to 1000000;
+        /// On the prefill work queued at the target, times the requests that decode there.
+        queue_disturbance: f32 = 0.05, 0 to 1000;
+        /// On the decode step with the request in it.
+        decode_step: f32 = 45.0, 0 to 1000000;
     }
 
     /// The thresholds of PAI-EAS.

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use fairlead_prefix::{Hits, Reader};
 use fairlead_replication::{CHORES_US, CONFIRM, Overlay, ReplicaConfig};
 use fairlead_routing::{
-    Constants, Fleet, InFlightSums, Learner, PlanRequest, Reservation, Rng, Scratch, Strategy, TargetCells,
-    TargetEntry, plan,
+    Constants, Estimate, Fleet, InFlightSums, Learner, PlanRequest, Reservation, Rng, Scratch, Strategy,
+    TargetCells, TargetEntry, plan, pool,
 };
 use fairlead_wire::TargetId;
 use fairlead_wire::msg::{CacheSource, EngineKind, HashSpace, InstanceInfo, ModelInfo, ServingRole};
@@ -21,6 +21,9 @@ use super::news::{Index, Mail, News, config};
 use super::workload::{RequestId, Workload};
 use super::{BadPolicy, Setup};
 use crate::text::mix;
+
+/// Time between two looks at what all targets have shown.
+const POOL_US: u64 = 1_000_000;
 
 const MODEL: &str = "m";
 
@@ -34,6 +37,7 @@ struct Gateway {
     next_chores_us: u64,
     /// By instance.
     learners: Vec<Learner>,
+    next_pool_us: u64,
 }
 
 /// What a gateway keeps of a request in flight.
@@ -98,6 +102,7 @@ impl Gateways {
                     scratch: Scratch::new(mix(seed ^ mix(number))),
                     next_chores_us: 0,
                     learners: vec![Learner::new(Constants::PRIOR); instances],
+                    next_pool_us: 0,
                 })
             })
             .collect::<Result<_, BadPolicy>>()?;
@@ -273,13 +278,24 @@ impl Gateways {
     }
 
     /// Takes what a gateway saw of an instance's speed into account.
-    fn learn(&mut self, gateway: usize, instance: usize, take: impl FnOnce(&mut Learner)) {
-        if self.learns
-            && let Some(cells) = self.cells(gateway, instance)
-        {
-            let learner = &mut self.list[gateway].learners[instance];
-            take(learner);
-            cells.costs.store(&learner.constants());
+    fn learn(&mut self, number: usize, instance: usize, now_us: u64, take: impl FnOnce(&mut Learner)) {
+        if !self.learns {
+            return;
+        }
+        let gateway = &mut self.list[number];
+        take(&mut gateway.learners[instance]);
+        if now_us < gateway.next_pool_us {
+            return;
+        }
+        gateway.next_pool_us = now_us + POOL_US;
+        let estimate = |l: &Learner| Estimate { constants: l.constants(), samples: l.samples() };
+        let mut estimates: Vec<Estimate> = gateway.learners.iter().map(estimate).collect();
+        pool(&mut estimates);
+        let table = gateway.fleet.table();
+        for (id, estimate) in self.ids.iter().zip(&estimates) {
+            if let Some(entry) = table.get(*id) {
+                entry.cells.costs.store(&estimate.constants);
+            }
         }
     }
 
@@ -350,7 +366,9 @@ impl Decider for Gateways {
                 if let Some(flight) = &mut self.requests[request as usize] {
                     let seen = flight.reservation.first_token(now_us);
                     let gateway = flight.gateway as usize;
-                    self.learn(gateway, instance, |learner| seen.iter().for_each(|s| learner.prefilled(s)));
+                    self.learn(gateway, instance, now_us, |learner| {
+                        seen.iter().for_each(|s| learner.prefilled(s))
+                    });
                     self.tell(gateway, instance, now_us);
                 }
             }
@@ -359,7 +377,9 @@ impl Decider for Gateways {
                     let tokens = world.workload().requests[request as usize].output_tokens;
                     let seen = flight.reservation.last_token(now_us, tokens);
                     let gateway = flight.gateway as usize;
-                    self.learn(gateway, instance, |learner| seen.iter().for_each(|s| learner.decoded(s)));
+                    self.learn(gateway, instance, now_us, |learner| {
+                        seen.iter().for_each(|s| learner.decoded(s))
+                    });
                 }
                 self.release(request, instance, now_us);
             }

@@ -13,6 +13,8 @@
 mod constants;
 mod filter;
 mod learn;
+mod pool;
 
 pub use constants::{Constants, CostCell};
 pub use learn::{DecodeSeen, Learner, PrefillSeen};
+pub use pool::{Estimate, pool};

@@ -28,6 +28,12 @@ impl Room {
         self.0.store(word, Ordering::Relaxed);
     }
 
+    /// Free tokens, where known.
+    #[inline]
+    pub(crate) fn free(&self) -> Option<u32> {
+        self.0.load(Ordering::Relaxed).checked_sub(1)
+    }
+
     /// Whether there is certainly too little of it: engines count cached blocks that nobody uses as free, so even the
     /// prompt's uncached part alone does not fit.
     #[inline]

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
+use super::decoding::Decoding;
 use super::pressure::Pressure;
 use super::reservation::{Counters, Disturbance};
 use crate::cost::CostCell;
@@ -268,6 +269,7 @@ pub struct TargetCells {
     /// What its work costs, as learnt.
     pub costs: CostCell,
     pub(crate) disturbance: Disturbance,
+    pub(crate) decoding: Decoding,
 }
 
 const _: () = assert!(std::mem::offset_of!(TargetCells, peers) == 64);
@@ -297,6 +299,12 @@ impl TargetCells {
         if before > 0 || sums.prefilling > 0 {
             self.disturbance.note();
         }
+        let (own, old) = (self.counters.in_flight(), self.peers());
+        let decoding = |sums: &InFlightSums| sums.requests.saturating_sub(sums.prefilling);
+        let context = own.context_tokens.saturating_add(old.context_tokens);
+        self.decoding.look(now_us, decoding(&own) + decoding(&old), context);
+        // What is no longer queued was prefilled; what came at the same time hides some of it.
+        self.decoding.prefilled(old.prefill_tokens.saturating_sub(sums.prefill_tokens));
         self.peers.requests.store(sums.requests, Ordering::Relaxed);
         self.peers.prefilling.store(sums.prefilling, Ordering::Relaxed);
         self.peers.prefill_tokens.store(sums.prefill_tokens, Ordering::Relaxed);

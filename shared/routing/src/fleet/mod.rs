@@ -1,8 +1,10 @@
 //! What a gateway knows of its fleet, in the form in which a decision reads it.
 
 mod cells;
+mod decoding;
 mod key;
 mod pressure;
+mod recent;
 mod reservation;
 mod table;
 #[cfg(test)]

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::cells::InFlightSums;
+use super::decoding::Sums;
+use super::recent::Recent;
 use super::table::TargetEntry;
 use crate::cost::{DecodeSeen, PrefillSeen};
 
@@ -18,11 +20,11 @@ pub struct Counters {
     prefill_tokens: AtomicU64,
     prefill_us: AtomicU64,
     context_tokens: AtomicU64,
-    /// Uncached prompt tokens of all requests that ever had a first token.
-    prefilled: AtomicU64,
     /// When the target was last seen to have done all prefill before some point: at a first token, or when a prompt
     /// came to an idle target. Microseconds.
     progress_us: AtomicU64,
+    /// Prompt tokens sent lately.
+    pub(crate) recent: Recent,
 }
 
 impl Counters {
@@ -90,18 +92,10 @@ pub struct Reservation {
     /// Nobody will see its first token.
     unseen: bool,
     sent_us: u64,
-    first: First,
+    /// The target at the first token.
+    first: Sums,
     /// The count of disturbances when it was sent, if its prefill could be told from others' then.
     undisturbed: Option<u64>,
-}
-
-/// The target at a request's first token.
-#[derive(Clone, Copy, Debug, Default)]
-struct First {
-    at_us: u64,
-    batch: u64,
-    context: u64,
-    prefilled: u64,
 }
 
 impl Reservation {
@@ -110,6 +104,7 @@ impl Reservation {
         let cached = prompt.saturating_sub(uncached);
         let work = target.cells.costs.read().work(uncached as f32, cached as f32);
         let prefill_us = work as u64;
+        target.cells.counters.recent.note(prompt as f32, now_us);
         let counters = &target.cells.counters;
         counters.total.fetch_add(1, Ordering::Relaxed);
         counters.requests.fetch_add(1, Ordering::Relaxed);
@@ -118,7 +113,7 @@ impl Reservation {
         }
         counters.prefill_tokens.fetch_add(uncached, Ordering::Relaxed);
         counters.prefill_us.fetch_add(prefill_us, Ordering::Relaxed);
-        let first = First::default();
+        let first = Sums::default();
         let (prompt_tokens, prefill_tokens, sent_us) = (prompt, uncached, now_us);
         let undisturbed = target.cells.undisturbed();
         Self {
@@ -156,6 +151,7 @@ impl Reservation {
     /// nothing of how far the target has come. Nothing happens if a first token was seen.
     pub fn presume_prefilled(&mut self) {
         if !std::mem::replace(&mut self.prefilled, true) {
+            self.target.cells.decoding.prefilled(self.prefill_tokens);
             self.prefill_ends();
         }
     }
@@ -167,12 +163,12 @@ impl Reservation {
         if std::mem::replace(&mut self.prefilled, true) {
             return None;
         }
-        self.prefill_ends();
-        let counters = &self.target.cells.counters;
-        let before = counters.progressed(now_us);
-        let prefilled = counters.prefilled.fetch_add(self.prefill_tokens, Ordering::Relaxed);
         let (batch, context) = self.decoding();
-        self.first = First { at_us: now_us, batch, context, prefilled: prefilled + self.prefill_tokens };
+        let cells = &self.target.cells;
+        cells.decoding.prefilled(self.prefill_tokens);
+        self.first = cells.decoding.look(now_us, batch, context);
+        self.prefill_ends();
+        let before = cells.counters.progressed(now_us);
         if self.undisturbed.is_none_or(|count| self.target.cells.undisturbed() != Some(count)) {
             return None;
         }
@@ -182,30 +178,22 @@ impl Reservation {
             alone: before <= self.sent_us,
             tokens: narrow(self.prefill_tokens),
             cached: narrow(self.prompt_tokens.saturating_sub(self.prefill_tokens)),
-            batch: batch.saturating_sub(1) as f32,
-            context: context.saturating_sub(self.prompt_tokens) as f32,
+            batch: batch as f32,
+            context: context as f32,
         })
     }
 
     /// The answer is complete, with so many tokens. Answers what that shows of the target's speed, if there was a
     /// first token; the guard still holds its load until it is dropped.
     pub fn last_token(&self, now_us: u64, tokens: u32) -> Option<DecodeSeen> {
-        if !self.prefilled || tokens < 2 {
+        if self.first.at_us == 0 || tokens < 2 {
             return None;
         }
         let (batch, context) = self.decoding();
-        let counters = &self.target.cells.counters;
-        let own = counters.prefilled.load(Ordering::Relaxed).saturating_sub(self.first.prefilled);
-        // The other gateways' prompts are not seen here; they are taken to be as many as their requests.
-        let in_flight = counters.in_flight().requests.max(1) as f32;
-        let share = 1.0 + self.target.cells.peers().requests as f32 / in_flight;
-        Some(DecodeSeen {
-            span_us: now_us.saturating_sub(self.first.at_us),
-            tokens: tokens - 1,
-            batch: (self.first.batch + batch) as f32 / 2.0,
-            context: (self.first.context + context) as f32 / 2.0,
-            prefilled: own as f32 * share,
-        })
+        let last = self.target.cells.decoding.look(now_us, batch, context);
+        let (batch, context, prefilled) = last.since(&self.first);
+        let span_us = now_us.saturating_sub(self.first.at_us);
+        Some(DecodeSeen { span_us, tokens: tokens - 1, batch, context, prefilled })
     }
 
     /// Releases what counts as not yet prefilled.
@@ -281,7 +269,8 @@ mod tests {
         assert_eq!((seen.batch, seen.context), (1.0, 1_000.0));
         let decoded = first.last_token(140_100, 11).unwrap();
         assert_eq!((decoded.span_us, decoded.tokens), (100_000, 10));
-        assert_eq!((decoded.batch, decoded.context, decoded.prefilled), (1.5, 1_300.0, 500.0));
+        // One decoded for 20 ms, two for 80.
+        assert_eq!((decoded.batch, decoded.context, decoded.prefilled), (1.8, 1_480.0, 500.0));
         drop(first);
         // An idle target: its time counts from the sending.
         drop(second);

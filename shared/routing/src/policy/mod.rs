@@ -22,6 +22,7 @@ mod llm_metric_based;
 mod lmetric;
 mod marginal;
 mod power_of_two;
+mod predict;
 mod prefix_cache;
 mod prefix_cache_preble;
 mod random;
@@ -60,6 +61,7 @@ pub(crate) use llm_metric_based::LlmMetricBased;
 pub(crate) use lmetric::Lmetric;
 pub(crate) use marginal::Marginal;
 pub(crate) use power_of_two::PowerOfTwo;
+pub use predict::Predicted;
 pub(crate) use prefix_cache::PrefixCache;
 pub(crate) use prefix_cache_preble::PrefixCachePreble;
 pub(crate) use random::Random;
@@ -136,52 +138,10 @@ impl<'a> Decision<'a> {
         }
     }
 
-    /// What the request's work at a candidate is predicted to take.
-    #[inline]
-    pub fn predict(&self, candidate: &Candidate) -> Predicted {
-        let cells = &self.target(candidate).cells;
-        let constants = cells.costs.read();
-        let uncached = self.request.uncached(candidate.cached_blocks);
-        let cached = self.request.prompt_tokens - uncached;
-        let own = constants.work(uncached as f32, cached as f32);
-        let (batch, context) = (candidate.decoding() as f32, candidate.context_tokens as f32);
-        let step = constants.decode_step(batch, context);
-        // What the target has done of its queue since it was last seen to advance.
-        let since = self.request.now_us.saturating_sub(cells.counters.progress_us()) as f32;
-        let queued = candidate.queued_us as f32;
-        let left = (queued - since * constants.prefill_share(step)).max(0.0);
-        let tokens = if queued > 0.0 { candidate.queued_tokens as f32 * (left / queued) } else { 0.0 };
-        Predicted {
-            own,
-            queue: left,
-            batch,
-            step,
-            step_after: constants.decode_step(batch + 1.0, context + self.request.prompt_tokens as f32),
-            ttft: constants.prefill_time(left + own, tokens + uncached as f32, step),
-        }
-    }
-
     /// Full blocks in the prompt.
     pub fn prompt_blocks(&self) -> u32 {
         self.request.path.len() as u32
     }
-}
-
-/// What a request's work at a target is predicted to take, microseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Predicted {
-    /// The request's own prefill work.
-    pub own: f32,
-    /// Prefill work queued before it.
-    pub queue: f32,
-    /// Requests decoding there now, a count.
-    pub batch: f32,
-    /// A decode step now.
-    pub step: f32,
-    /// A decode step with this request in it.
-    pub step_after: f32,
-    /// Time to its first token.
-    pub ttft: f32,
 }
 
 /// A policy's answer.
