@@ -5,15 +5,18 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+use ahash::AHashMap;
+use arc_swap::ArcSwap;
 use crossbeam_queue::ArrayQueue;
 use fairlead_routing::Fleet;
 use fairlead_telemetry::Registry;
+use fairlead_wire::TargetId;
 
 use crate::degraded::Degraded;
 use crate::options::GatewayOptions;
 use crate::routing::Routing;
 use crate::runtime::Bell;
-use crate::shard::{AnswerNote, Gauge, Offload, PlacementNote};
+use crate::shard::{AnswerNote, Gauge, Offload, PlacementNote, SpeedNote};
 use crate::token_mode::TokenModels;
 
 /// Blocks of all queued placements together: 32 MiB of hashes.
@@ -21,6 +24,20 @@ const MAX_PLACEMENT_BLOCKS: usize = 4 << 20;
 
 /// Answers waiting for the control thread: it sums them, so those beyond are left out without harm.
 const MAX_ANSWERS: usize = 4096;
+/// What answers showed of their targets' speed, waiting for the control thread: 400 KiB.
+const MAX_SPEEDS: usize = 4096;
+
+/// Observations behind what is known of a target's costs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LearntCount {
+    /// This gateway's own: of prefill, and of decoding.
+    pub own: (u32, u32),
+    /// Those that the scheduler tells of, all gateways' together.
+    pub shared: (u32, u32),
+}
+
+/// The same by target.
+pub type LearntCounts = AHashMap<TargetId, LearntCount>;
 
 /// State shared by shards and control thread. No lock is taken on a request's path.
 pub struct Shared {
@@ -52,6 +69,9 @@ pub struct Shared {
     placements_dropped: AtomicU64,
     /// What answers showed of the targets' caches, on its way to the control thread.
     answers: ArrayQueue<AnswerNote>,
+    /// What they showed of the targets' speed.
+    speeds: ArrayQueue<SpeedNote>,
+    costs: ArcSwap<LearntCounts>,
     bell: Bell,
     /// Runs what would hold a shard for too long.
     pub(crate) offload: Offload,
@@ -96,6 +116,8 @@ impl Shared {
             placement_blocks: AtomicUsize::new(0),
             placements_dropped: AtomicU64::new(0),
             answers: ArrayQueue::new(MAX_ANSWERS),
+            speeds: ArrayQueue::new(MAX_SPEEDS),
+            costs: ArcSwap::default(),
             bell: Bell::new()?,
             offload,
             registry: Registry::new(),
@@ -137,6 +159,27 @@ impl Shared {
     /// The next of those, oldest first.
     pub fn next_answer(&self) -> Option<AnswerNote> {
         self.answers.pop()
+    }
+
+    /// Tells the control thread what an answer showed of its target's speed, whenever that thread wakes next. At the
+    /// bound it is left out: others show the same.
+    pub fn sped(&self, note: SpeedNote) {
+        let _ = self.speeds.push(note);
+    }
+
+    /// The next of those, oldest first.
+    pub fn next_speed(&self) -> Option<SpeedNote> {
+        self.speeds.pop()
+    }
+
+    /// How much is behind what is known of targets' costs.
+    pub fn learnt_counts(&self) -> Arc<LearntCounts> {
+        self.costs.load_full()
+    }
+
+    /// Shows the same to the admin pages.
+    pub fn set_learnt_counts(&self, counts: LearntCounts) {
+        self.costs.store(Arc::new(counts));
     }
 
     /// Whether placements wait.

@@ -7,7 +7,7 @@ use fairlead_replication::{SessionId, Truth};
 use fairlead_telemetry::admin::Page;
 use fairlead_telemetry::{Definition, Registry, Samples, names};
 use fairlead_transport::{Refusals, role_str};
-use fairlead_wire::msg::{CacheSource, RankLoad, RefuseCode};
+use fairlead_wire::msg::{CacheSource, Costs, RankLoad, RefuseCode};
 use serde_json::{Value, json};
 
 use crate::core::{Outlet, Session};
@@ -81,12 +81,26 @@ fn targets<O: Outlet>(scene: &Scene<'_, O>) -> Value {
                 "believed_blocks": target.believed_blocks,
                 "capacity_factor": target.capacity_factor,
                 "cached_ratio": target.cached_ratio,
+                "costs": target.costs.map(|costs| costs_json(&costs)),
                 "load": target.load.map(|load| load_json(&load, scene.now_us)),
             })
         })
         .collect();
     let stats = scene.truth.stats();
     json!({ "epoch": stats.epoch.to_string(), "sequence": stats.sequence, "settled": stats.settled, "targets": list })
+}
+
+fn costs_json(costs: &Costs) -> Value {
+    json!({
+        "prefill_us": costs.prefill,
+        "attention_us": costs.attention,
+        "step_us": costs.step,
+        "sequence_us": costs.sequence,
+        "context_us": costs.context,
+        "chunk_tokens": costs.chunk,
+        "prefills": costs.prefills,
+        "decodes": costs.decodes,
+    })
 }
 
 const fn cache_str(cache: CacheSource) -> &'static str {

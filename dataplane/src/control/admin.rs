@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use fairlead_replication::ReplicaStatus;
+use fairlead_routing::Constants;
 use fairlead_telemetry::admin::{Page, serve_pages};
 use fairlead_wire::msg::EngineKind;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 use super::metrics::Published;
-use crate::shared::Shared;
+use crate::shared::{LearntCount, Shared};
 
 const KNOWN: &str = "/metrics /healthz /readyz /debug/targets /debug/replica";
 
@@ -36,6 +37,7 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>, status: Pu
 
 fn targets(shared: &Shared) -> Value {
     let table = shared.fleet.table();
+    let learnt = shared.learnt_counts();
     let rows: Vec<Value> = table
         .entries
         .iter()
@@ -44,6 +46,7 @@ fn targets(shared: &Shared) -> Value {
             let own = entry.cells.counters.in_flight();
             let peers = entry.cells.peers();
             let load = entry.cells.load.read();
+            let costs = costs(&entry.cells.costs.read(), learnt.get(&entry.id).copied().unwrap_or_default());
             let engine = match entry.info.engine {
                 EngineKind::Generic => "generic",
                 EngineKind::Vllm => "vllm",
@@ -69,10 +72,25 @@ fn targets(shared: &Shared) -> Value {
                 "running": load.running,
                 "waiting": load.waiting,
                 "kv_usage": load.kv_usage,
+                "costs": costs,
             })
         })
         .collect();
     json!({ "version": table.version, "targets": rows })
+}
+
+/// Constants that decisions are made with, microseconds and tokens, and the observations behind them.
+fn costs(constants: &Constants, count: LearntCount) -> Value {
+    json!({
+        "prefill_us": constants.prefill,
+        "attention_us": constants.attention,
+        "step_us": constants.step,
+        "sequence_us": constants.sequence,
+        "context_us": constants.context,
+        "chunk_tokens": constants.chunk,
+        "own": { "prefills": count.own.0, "decodes": count.own.1 },
+        "shared": { "prefills": count.shared.0, "decodes": count.shared.1 },
+    })
 }
 
 fn replica(status: &ReplicaStatus) -> Value {

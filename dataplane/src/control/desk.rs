@@ -19,6 +19,8 @@ use crate::shared::Shared;
 const PLACEMENT_BATCH: usize = 1024;
 /// Sleep while nothing is in flight: the replica's own deadlines serve the sampling of running requests.
 const IDLE_US: u64 = 20_000;
+/// Interval at which what was learnt of targets' costs is shown to the shards.
+const COSTS_US: u64 = 100_000;
 
 /// What a desk is told at start.
 #[derive(Clone)]
@@ -42,6 +44,7 @@ pub struct Desk {
     shared: Arc<Shared>,
     /// When instances from the configuration are served if no scheduler was heard.
     fixed_at_us: Option<u64>,
+    next_costs_us: u64,
 }
 
 impl Desk {
@@ -66,7 +69,8 @@ impl Desk {
         shared.set_synced(false);
         shared.set_fleet_known(options.snapshot_wait.is_none());
         let wait = options.snapshot_wait.unwrap_or_default();
-        Ok(Self { replica, shared, fixed_at_us: Some(now_us + wait.as_micros() as u64), options })
+        let fixed_at_us = Some(now_us + wait.as_micros() as u64);
+        Ok(Self { replica, shared, fixed_at_us, next_costs_us: now_us, options })
     }
 
     /// What this gateway's shards share.
@@ -95,6 +99,10 @@ impl Desk {
     #[must_use]
     pub fn step(&mut self, now_us: u64) -> bool {
         self.take_notes(now_us);
+        if now_us >= self.next_costs_us {
+            self.next_costs_us = now_us + COSTS_US;
+            self.show_costs();
+        }
         self.replica.tick(now_us);
         let alive = !self.replica.link_is_dead(now_us);
         self.fixed(now_us);
@@ -107,11 +115,25 @@ impl Desk {
             self.replica.answered(note.target, &note.answer);
         }
         for _ in 0..PLACEMENT_BATCH {
+            let Some(note) = self.shared.next_speed() else { break };
+            self.replica.sink_mut().seen(&note);
+        }
+        for _ in 0..PLACEMENT_BATCH {
             let Some(note) = self.shared.next_placement() else { return };
             match note.keep {
                 None => self.replica.place(note.target, note.space, &note.path, now_us),
                 Some(keep) => self.replica.withdraw(note.target, note.space, &note.path, keep, now_us),
             }
+        }
+    }
+
+    fn show_costs(&mut self) {
+        let (learnt, counts) = self.replica.sink_mut().show_costs();
+        for (target, costs) in &learnt {
+            self.replica.learnt(*target, costs);
+        }
+        if let Some(counts) = counts {
+            self.shared.set_learnt_counts(counts);
         }
     }
 

@@ -15,6 +15,16 @@ const TARGET_REQUESTS: Definition = Definition::new(
     "Requests that this gateway has sent to a target, retries included",
     &["target"],
 );
+const TARGET_COST: Definition = Definition::new(
+    "fairlead_target_cost_seconds",
+    "What a target's work costs, as decisions take it: a prompt token (prefill), a decode step by itself (step)",
+    &["target", "part"],
+);
+const TARGET_OBSERVATIONS: Definition = Definition::new(
+    "fairlead_target_cost_observations",
+    "Observations behind a target's costs: this gateway's own, and all gateways' together as the scheduler tells",
+    &["target", "kind", "whose"],
+);
 const PLACEMENTS_DROPPED: Definition = Definition::new(
     "fairlead_placements_dropped_total",
     "Placements that found the queue to the control thread full",
@@ -57,6 +67,25 @@ pub(super) fn register(registry: &Registry, shared: &Arc<Shared>, status: &Publi
     registry.counter_callback(&TARGET_REQUESTS, move |samples| {
         for entry in fleet.table().entries.iter().flatten() {
             samples.push(&[&entry.name], entry.cells.counters.requests_total() as f64);
+        }
+    });
+    let fleet = shared.fleet.clone();
+    registry.gauge_callback(&TARGET_COST, move |samples| {
+        for entry in fleet.table().entries.iter().flatten() {
+            let costs = entry.cells.costs.read();
+            samples.push(&[&entry.name, "prefill"], f64::from(costs.prefill) / 1e6);
+            samples.push(&[&entry.name, "step"], f64::from(costs.step) / 1e6);
+        }
+    });
+    let of = shared.clone();
+    registry.gauge_callback(&TARGET_OBSERVATIONS, move |samples| {
+        let counts = of.learnt_counts();
+        for entry in of.fleet.table().entries.iter().flatten() {
+            let count = counts.get(&entry.id).copied().unwrap_or_default();
+            for (whose, (prefills, decodes)) in [("own", count.own), ("shared", count.shared)] {
+                samples.push(&[&entry.name, "prefill", whose], f64::from(prefills));
+                samples.push(&[&entry.name, "decode", whose], f64::from(decodes));
+            }
         }
     });
     let fleet = shared.fleet.clone();

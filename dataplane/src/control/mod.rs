@@ -6,6 +6,7 @@
 //! this thread sleeps.
 
 mod admin;
+mod costs;
 mod desk;
 mod driver;
 mod metrics;

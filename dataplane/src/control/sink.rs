@@ -6,7 +6,11 @@ use ahash::AHashMap;
 use fairlead_replication::{EngineView, ReplicaSink, ReservationSource, Trust};
 use fairlead_routing::{EngineFigures, Fleet, InFlightSums, Mode, TargetEntry};
 use fairlead_wire::TargetId;
-use fairlead_wire::msg::{CacheSource, InFlight, InstanceInfo};
+use fairlead_wire::msg::{CacheSource, Costs, InFlight, InstanceInfo};
+
+use super::costs::CostBook;
+use crate::shard::SpeedNote;
+use crate::shared::LearntCounts;
 
 /// Writes the fleet view.
 pub struct FleetSink {
@@ -15,17 +19,38 @@ pub struct FleetSink {
     entries: Vec<Option<Arc<TargetEntry>>>,
     /// Gone from the table, with requests that may still run.
     gone: AHashMap<TargetId, Arc<TargetEntry>>,
+    costs: CostBook,
 }
 
 impl FleetSink {
     /// Nothing known.
     pub fn new(fleet: Arc<Fleet>) -> Self {
-        Self { fleet, entries: Vec::new(), gone: AHashMap::new() }
+        Self { fleet, entries: Vec::new(), gone: AHashMap::new(), costs: CostBook::default() }
     }
 
     /// What it writes.
     pub fn fleet(&self) -> &Arc<Fleet> {
         &self.fleet
+    }
+
+    /// An answer has shown something of its target's speed.
+    pub fn seen(&mut self, note: &SpeedNote) {
+        if self.known(note.target).is_some() {
+            self.costs.seen(note);
+        }
+    }
+
+    /// Shows the shards what was learnt and told since the last call. What this gateway has learnt itself, for the
+    /// scheduler; and how much is behind all that is known, if anything has changed.
+    pub fn show_costs(&mut self) -> (Vec<(TargetId, Costs)>, Option<LearntCounts>) {
+        let news = self.costs.news();
+        for news in &news {
+            if let Some(entry) = self.known(news.target) {
+                entry.cells.costs.store(&news.constants);
+            }
+        }
+        let counts = (!news.is_empty()).then(|| self.costs.counts().collect());
+        (news.into_iter().filter_map(|news| Some((news.target, news.learnt?))).collect(), counts)
     }
 
     fn listed(&self, id: TargetId) -> Option<&Arc<TargetEntry>> {
@@ -66,6 +91,7 @@ impl ReplicaSink for FleetSink {
 
     fn forgotten(&mut self, id: TargetId) {
         self.gone.remove(&id);
+        self.costs.forget(id);
     }
 
     fn publish(&mut self) {
@@ -107,6 +133,10 @@ impl ReplicaSink for FleetSink {
             };
             entry.cells.set_peers(sums, now_us);
         }
+    }
+
+    fn costs(&mut self, id: TargetId, costs: &Costs) {
+        self.costs.told(id, costs);
     }
 
     fn trust(&mut self, trust: Trust) {

@@ -78,6 +78,8 @@ pub struct Tokenised {
 pub struct Said {
     /// Most tokens that may be generated.
     pub max_output: Option<u32>,
+    /// More than one answer is asked for.
+    pub several: bool,
     /// Key of the session it names.
     pub session: Option<u64>,
     /// Key of the user it names.
@@ -92,6 +94,7 @@ impl Said {
         };
         Self {
             max_output: scan.max_tokens.map(|tokens| u32::try_from(tokens).unwrap_or(u32::MAX)),
+            several: scan.n.is_some_and(|n| n > 1),
             session: key(&scan.session),
             user: key(&scan.user),
         }

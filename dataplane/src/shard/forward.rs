@@ -14,6 +14,7 @@ use super::budget::Share;
 use super::deadlines::Guard;
 use super::decide::{Effort, PlacementNote, Prompt, Reading, pick, read_prompt};
 use super::relay::{ClientSide, Ended, Observer, Stream};
+use super::speed::{self, Went};
 use super::upstream::{
     Cause, Exchanged, Outgoing, READ_SMALL, Reads, Upstream, Waited, acquire, exchange, unless_gone,
 };
@@ -278,11 +279,12 @@ impl<R: Runtime> Attempts<'_, R> {
         };
         let (prompt, routed) = (&self.prompt, &self.routed);
         let mut scratch = shard.scratch.borrow_mut();
-        let plan = pick(prompt, routed, &self.tried, &shard.shared, &mut scratch, explain, now_us)?;
+        let mut plan = pick(prompt, routed, &self.tried, &shard.shared, &mut scratch, explain, now_us)?;
         if logged && let Some(explain) = self.explain.as_deref().or(unasked.as_ref()) {
             let (request, why) = (self.request.request_id, explain.to_json(EXPLAIN_LOG));
             tracing::debug!(target: "fairlead::explain", request, model = %prompt.model, "{why}");
         }
+        speed::picked(prompt, &mut plan);
         shard.metrics.picked(&plan);
         // Where there was no choice, nobody asked for figures.
         if !matches!(plan.reason, Reason::OnlyCandidate | Reason::Blind) {
@@ -369,7 +371,7 @@ impl<R: Runtime> Attempts<'_, R> {
         }
     }
 
-    async fn try_on(&mut self, upstream: Upstream<R>, plan: Plan) -> Tried {
+    async fn try_on(&mut self, upstream: Upstream<R>, mut plan: Plan) -> Tried {
         let Upstream { socket, .. } = upstream;
         let outgoing = self.outgoing(plan.target());
         let make = |buf: BytesMut| socket.read(buf);
@@ -378,7 +380,8 @@ impl<R: Runtime> Attempts<'_, R> {
         let mut answer = self.shard.answers.borrow_mut().pop().unwrap_or_default();
         let hold = self.shard.options.timeouts.head_hold;
         let sent_us = R::now_us();
-        let exchanged = exchange(&socket, &mut reads, outgoing, &mut answer, self.client.watch, hold).await;
+        let exchanged = exchange(&socket, &mut reads, outgoing, &mut answer, self.client.watch, hold);
+        let exchanged = speed::presuming::<R, _>(&self.prompt, &mut plan, exchanged).await;
         let (head, rest, sent) = match exchanged {
             Exchanged::Answer { head, rest, sent } => (head, rest, sent),
             Exchanged::Gone => return Tried::Ended(Attempt::Done(Outcome::Left)),
@@ -425,11 +428,16 @@ impl<R: Runtime> Attempts<'_, R> {
             watch: self.client.watch,
             stall: self.shard.options.timeouts.stall,
         };
-        let ended = stream
-            .run(&mut side, &socket, &mut reads, out, rest, || {
-                reservation.first_token(R::now_us());
-            })
-            .await;
+        let mut seen = None;
+        let first_token = |now_us| seen = reservation.first_token(now_us);
+        let ended = stream.run(&mut side, &socket, &mut reads, out, rest, first_token).await;
+        if stream.went_well(ended) && answer.status().is_success() {
+            let (usage, events) = (stream.observer.usage(), stream.observer.events());
+            let went = Went { seen, first_us: stream.first_us, last_us: stream.last_us, usage, events };
+            speed::note(&self.prompt, &mut reservation, &went)
+                .into_iter()
+                .for_each(|n| self.shard.shared.sped(n));
+        }
         drop(reservation);
 
         let reusable = matches!(ended, Ended::Complete { clean: true }) && sent && answer.keep_alive();

@@ -13,6 +13,7 @@ mod pool;
 mod probe;
 mod relay;
 mod routes;
+mod speed;
 mod tokenise;
 mod upstream;
 mod watch;
@@ -22,6 +23,7 @@ pub use budget::{Gauge, Share};
 pub use decide::{AnswerNote, PlacementNote};
 pub(crate) use offload::Offload;
 pub use routes::readiness;
+pub use speed::SpeedNote;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;

@@ -26,6 +26,8 @@ pub enum Observer {
     Events(SseWatch),
     /// One JSON document.
     Document(UsageWatch),
+    /// A compressed stream: that something comes is all that can be seen.
+    Sealed,
     /// Compressed or of no interest.
     Blind,
 }
@@ -33,8 +35,10 @@ pub enum Observer {
 impl Observer {
     /// The observer for an answer.
     pub fn of(answer: &ResponseHead) -> Self {
-        if answer.is_encoded() || !answer.status().is_success() {
+        if !answer.status().is_success() {
             Self::Blind
+        } else if answer.is_encoded() {
+            if answer.is_event_stream() { Self::Sealed } else { Self::Blind }
         } else if answer.is_event_stream() {
             Self::Events(SseWatch::new())
         } else {
@@ -46,7 +50,7 @@ impl Observer {
         match self {
             Self::Events(watch) => watch.feed(piece),
             Self::Document(watch) => watch.feed(piece),
-            Self::Blind => {}
+            Self::Sealed | Self::Blind => {}
         }
     }
 
@@ -55,7 +59,7 @@ impl Observer {
         match self {
             Self::Events(watch) => watch.usage,
             Self::Document(watch) => watch.usage(),
-            Self::Blind => None,
+            Self::Sealed | Self::Blind => None,
         }
     }
 
@@ -64,6 +68,15 @@ impl Observer {
         match self {
             Self::Events(watch) => watch.events,
             _ => 0,
+        }
+    }
+
+    /// Whether a token has come.
+    fn has_begun(&self) -> bool {
+        match self {
+            Self::Events(watch) => watch.begun,
+            Self::Sealed => true,
+            Self::Document(_) | Self::Blind => false,
         }
     }
 
@@ -130,7 +143,7 @@ pub struct Stream<'a> {
 
 impl Stream<'_> {
     /// Relays. `out` holds the head for the client, `burst` what came behind the engine's head. `on_first` is called
-    /// at the body's first byte.
+    /// when the first token of a stream has come, with that time.
     pub async fn run<R, F, M>(
         &mut self,
         client: &mut ClientSide<'_, R>,
@@ -138,25 +151,31 @@ impl Stream<'_> {
         reads: &mut Reads<'_, F, M>,
         mut out: Vec<u8>,
         mut burst: BytesMut,
-        mut on_first: impl FnMut(),
+        on_first: impl FnOnce(u64),
     ) -> Ended
     where
         R: Runtime,
         F: Future<Output = ReadResult>,
         M: Fn(BytesMut) -> F,
     {
+        let mut on_first = Some(on_first);
         loop {
             if !burst.is_empty() {
                 self.last_us = R::now_us();
                 if self.first_us == 0 {
                     self.first_us = self.last_us;
-                    on_first();
                 }
             }
             let raw = match self.take(&burst, &mut out) {
                 Ok(raw) => raw,
                 Err(()) => return self.broken(client, out).await,
             };
+            if self.first_us != 0
+                && self.observer.has_begun()
+                && let Some(on_first) = on_first.take()
+            {
+                on_first(self.last_us);
+            }
             let excess = self.reader.is_done() && raw.consumed < burst.len();
             if self.reader.is_done() && self.body.relay == Relay::Chunk {
                 out.extend_from_slice(LAST_CHUNK);
@@ -224,6 +243,12 @@ impl Stream<'_> {
                 }
             }
         }
+    }
+
+    /// Whether the answer came to its end without telling of a failure.
+    pub fn went_well(&self, ended: Ended) -> bool {
+        let failed = matches!(&self.observer, Observer::Events(watch) if watch.failed);
+        matches!(ended, Ended::Complete { .. }) && !failed
     }
 
     /// Looks at what came: feeds the observer, puts what must be framed anew into `out`, and says how many bytes

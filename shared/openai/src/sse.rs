@@ -23,12 +23,17 @@ pub struct SseWatch {
     pub failed: bool,
     /// Complete events with data, the end mark included.
     pub events: u64,
+    /// An event was seen that may bear a token: one with data that is not known to be an end mark, a failure, or an
+    /// announcement of an answer that has not begun (`message_start`, `ping`, `response.created` and the like).
+    pub begun: bool,
     finder: UsageWatch,
     head: [u8; HEAD],
     /// Bytes of the unfinished line, also those that `head` has no room for.
     line: u64,
     /// The unfinished event has a line of data.
     data: bool,
+    /// The unfinished event bears no token.
+    idle: bool,
     /// The unfinished event has any complete line.
     open: bool,
 }
@@ -40,10 +45,12 @@ impl Default for SseWatch {
             done: false,
             failed: false,
             events: 0,
+            begun: false,
             finder: UsageWatch::new(),
             head: [0; HEAD],
             line: 0,
             data: false,
+            idle: false,
             open: false,
         }
     }
@@ -125,7 +132,9 @@ impl SseWatch {
 
     fn end_event(&mut self) {
         self.events += u64::from(self.data);
+        self.begun |= self.data && !self.idle;
         self.data = false;
+        self.idle = false;
         self.open = false;
     }
 
@@ -133,6 +142,7 @@ impl SseWatch {
     fn data_line(&mut self, value: &[u8], whole: bool) {
         if whole && value.trim_ascii_end() == b"[DONE]" {
             self.done = true;
+            self.idle = true;
             return;
         }
         let Some(member) = value.strip_prefix(b"{").map(<[u8]>::trim_ascii_start) else { return };
@@ -142,7 +152,9 @@ impl SseWatch {
                 self.named(&name[..end]);
             }
         } else if let Some(rest) = after_name(member, b"\"error\"") {
-            self.failed |= matches!(rest.first(), Some(b'{' | b'"'));
+            let failed = matches!(rest.first(), Some(b'{' | b'"'));
+            self.failed |= failed;
+            self.idle |= failed;
         }
     }
 
@@ -152,8 +164,14 @@ impl SseWatch {
             b"message_stop" | b"response.completed" | b"response.incomplete" => self.done = true,
             b"response.failed" => (self.done, self.failed) = (true, true),
             b"error" => self.failed = true,
-            _ => {}
+            b"message_start"
+            | b"ping"
+            | b"response.created"
+            | b"response.queued"
+            | b"response.in_progress" => {}
+            _ => return,
         }
+        self.idle = true;
     }
 }
 

@@ -79,6 +79,38 @@ fn streams_of_every_kind() {
 }
 
 #[test]
+fn an_answer_begins_with_the_first_event_that_may_bear_a_token() {
+    let token = "data: {\"choices\":[{\"delta\":{\"content\":\"x\"}}]}\n\n";
+    for idle in [
+        "",
+        ": ping\n\n",
+        "event: ping\ndata: {\"type\": \"ping\"}\n\n",
+        "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{}}\n\n",
+        "data: {\"type\":\"response.created\",\"response\":{}}\n\ndata: {\"type\":\"response.in_progress\"}\n\n",
+        "event: response.queued\ndata: {}\n\n",
+        "data: {\"error\":{\"message\":\"no\"}}\n\n",
+        "event: error\ndata: {}\n\n",
+        "data: [DONE]\n\n",
+        "event: response.output_text.delta\n\n",
+    ] {
+        let mut seen = watch(&[idle.as_bytes()]);
+        assert!(!seen.begun, "{idle}");
+        // One event says nothing of the next.
+        seen.feed(token.as_bytes());
+        assert!(seen.begun, "{idle}");
+    }
+    for begun in [
+        token,
+        "data: {\"choices\":[{\"delta\":{\"error\":null}}]}\n\n",
+        "event: response.output_text.delta\ndata: {}\n\n",
+        "event: content_block_delta\ndata: {\"type\":\"content_block_delta\"}\n\n",
+    ] {
+        assert!(!watch(&[&begun.as_bytes()[..begun.len() - 1]]).begun, "{begun}");
+        assert!(watch(&[begun.as_bytes()]).begun, "{begun}");
+    }
+}
+
+#[test]
 fn the_end_completes_an_open_event() {
     let mut watch = watch(&[b"data: 1\n\ndata: [DO", b"NE]"]);
     assert_eq!((watch.done, watch.events), (false, 1));
@@ -172,6 +204,7 @@ proptest! {
         let mut bytes = watch(&stream.chunks(1).collect::<Vec<_>>());
         prop_assert_eq!(state(&pieces), state(&whole));
         prop_assert_eq!(state(&bytes), state(&whole));
+        prop_assert_eq!((pieces.begun, bytes.begun), (whole.begun, whole.begun));
         for watch in [&mut whole, &mut pieces, &mut bytes] {
             watch.finish();
         }

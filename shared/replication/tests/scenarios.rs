@@ -195,6 +195,40 @@ fn a_gateway_that_ends_takes_its_reservations_with_it() {
 }
 
 #[test]
+fn ids_of_an_epoch_whose_state_never_came_mean_nothing_in_the_next() {
+    let mut gateway = Gateway::new("g", 1, 0, replica_config(), 0);
+    // The new scheduler counts its sessions anew, and gives its targets the slots in the order of their coming.
+    let peer = PeerLoad { gateway: 3, version: 9, full: true, targets: Vec::new() };
+    for (epoch, name, peers) in [(1, "e1", vec![peer]), (2, "e2", Vec::new())] {
+        let now = epoch * 10;
+        let welcome = Welcome { protocol: 1, epoch, cluster_seed: 1, heartbeat_ms: 100, block_tokens: 64 };
+        gateway.replica.connected(&welcome, now);
+        let told = peers.len();
+        let update = LoadUpdate { gateways: peers, live: Some(vec![1, 2, 3]), ..LoadUpdate::default() };
+        let info = TargetInfo {
+            target: fairlead_wire::TargetId::new(4, 1).pack(),
+            rank: 0,
+            ready: true,
+            cache: CacheSource::Placements,
+            costs: None,
+            instance: instance(name, 1),
+        };
+        let chunk =
+            SnapshotChunk { part: 0, last: false, settled: false, targets: vec![info], runs: Vec::new() };
+        let stamp = fairlead_wire::Stamp { epoch, new_seq: 5, created_us: now, ..Default::default() };
+        for frame in [fairlead_wire::encode(&update, stamp), fairlead_wire::encode(&chunk, stamp)] {
+            gateway.replica.on_frame(&frame.unwrap(), now).unwrap();
+        }
+        assert_eq!(gateway.replica.status().peers, told, "epoch {epoch}");
+        let id = gateway.find(name).unwrap();
+        assert_eq!(gateway.replica.translation().len(), 1);
+        assert_eq!(gateway.replica.translation()[0].0, id, "epoch {epoch}");
+        gateway.replica.disconnected(now);
+    }
+    assert_eq!(gateway.ready().len(), 2, "the first target stays until the new epoch is settled");
+}
+
+#[test]
 fn trust_falls_with_silence_and_returns() {
     let (mut world, paths) = warm();
     world.stop_truth();

@@ -34,7 +34,15 @@ fn act(world: &mut World, faults: Faults) {
     let gateway = world.rng.below(world.gateways.len());
     let agent = world.rng.below(world.agents.len());
     match world.rng.below(100) {
-        0..=49 => {
+        0..=4 => {
+            let ready = world.gateways[gateway].ready();
+            if let Some(&target) = ready.get(world.rng.below(ready.len())) {
+                let count = world.rng.below(1_000) as u32;
+                let prefill = 10.0 + world.rng.below(90) as f32;
+                world.gateways[gateway].learn(target, prefill, count);
+            }
+        }
+        5..=49 => {
             let path = if faults.small { world.rng.path(3_000) } else { world.rng.path(16) };
             let ready = world.gateways[gateway].ready();
             if let Some(&target) = ready.get(world.rng.below(ready.len())) {

@@ -156,7 +156,10 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
                 self.settle();
                 Ok(())
             }
-            Op::Costs(_) => Ok(()),
+            Op::Costs(told) => {
+                self.show_costs(told.target, Some(told.costs));
+                Ok(())
+            }
             Op::Index(op) => {
                 self.apply_index(&mut vec![op]);
                 Ok(())
@@ -400,10 +403,11 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
     }
 
     fn upsert(&mut self, told: TargetInfo) -> Result<(), Lost> {
-        let TargetInfo { target: remote, rank, ready, cache, costs: _, instance } = told;
+        let TargetInfo { target: remote, rank, ready, cache, costs, instance } = told;
         if let Some(local) = self.table.by_remote(remote) {
             let slot = local.id.slot;
             self.update(slot, ready, cache, instance);
+            self.show_costs(remote, costs);
             return Ok(());
         }
         if let Some(local) = self.table.by_name(&instance.name, rank) {
@@ -414,7 +418,9 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
                 self.update(slot, ready, cache, instance);
                 self.resend_due = true;
                 self.load_dirty = true;
+                self.costs_are_due();
                 self.show_load(slot);
+                self.show_costs(remote, costs);
                 return Ok(());
             }
             self.remove_target(slot);
@@ -425,6 +431,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
             self.stats.targets_refused += 1;
             return Err(Lost::TooSmall);
         }
+        self.show_costs(remote, costs);
         Ok(())
     }
 

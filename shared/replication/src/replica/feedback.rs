@@ -64,16 +64,17 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
 
     /// What is due to be told.
     pub(super) fn feedback_due(&mut self, now_us: u64) -> Option<Feedback> {
-        if self.feedback.entries.is_empty() || now_us < self.feedback.next_us {
-            return None;
+        let costs = self.costs_due(now_us);
+        let due = now_us >= self.feedback.next_us && !self.feedback.entries.is_empty();
+        let sums = if due { std::mem::take(&mut self.feedback.entries) } else { BTreeMap::new() };
+        if due {
+            self.feedback.next_us = now_us + FEEDBACK_US;
         }
-        self.feedback.next_us = now_us + FEEDBACK_US;
-        let sums = std::mem::take(&mut self.feedback.entries);
         let named = |((target, _), sums): ((TargetId, bool), TargetFeedback)| {
             // Answers of a target that is gone, or unknown to a new scheduler, correct nothing.
             Some(TargetFeedback { target: self.remote_of(target)?, ..sums })
         };
         let items: Vec<TargetFeedback> = sums.into_iter().filter_map(named).collect();
-        (!items.is_empty()).then_some(Feedback { items, costs: Vec::new() })
+        (!items.is_empty() || !costs.is_empty()).then_some(Feedback { items, costs })
     }
 }

@@ -35,6 +35,7 @@
 
 mod account;
 mod apply;
+mod costs;
 mod feedback;
 mod load;
 mod overlay;
@@ -150,7 +151,10 @@ pub struct Replica<S> {
     recollect: VecDeque<TargetId>,
     recollections: VecDeque<bytes::Bytes>,
     peers: Peers,
+    /// Epoch of the last link: whose ids `table` and `peers` name.
+    linked_epoch: Option<u64>,
     feedback: feedback::Sums,
+    costs: costs::Telling,
     link: Option<Link>,
     load_version: u64,
     load_dirty: bool,
@@ -206,7 +210,9 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
             recollect: VecDeque::new(),
             recollections: VecDeque::new(),
             peers: Peers::default(),
+            linked_epoch: None,
             feedback: feedback::Sums::default(),
+            costs: costs::Telling::default(),
             link: None,
             load_version: 0,
             load_dirty: false,
@@ -252,7 +258,11 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
             live_us: 0,
             peers_known: false,
         });
-        if self.held.is_some_and(|(epoch, _)| epoch != welcome.epoch) {
+        // Even of an epoch whose state has never come as a whole, some ids may be known.
+        let linked = self.linked_epoch.replace(welcome.epoch);
+        if linked.is_some_and(|epoch| epoch != welcome.epoch)
+            || self.held.is_some_and(|(epoch, _)| epoch != welcome.epoch)
+        {
             self.begin_epoch();
         }
         self.overlay.renew(now_us);
@@ -477,6 +487,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
         self.queue_bytes = 0;
         self.touched.clear();
         self.resend.clear();
+        self.tell_costs_again();
     }
 
     /// Things that need no haste.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use fairlead_wire::TargetId;
-use fairlead_wire::msg::{CacheSource, InFlight, InstanceInfo, RankLoad};
+use fairlead_wire::msg::{CacheSource, Costs, InFlight, InstanceInfo, RankLoad};
 
 /// How far the replicated state may be trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +43,9 @@ pub trait ReplicaSink {
     fn engine_load(&mut self, id: TargetId, load: &EngineView);
     /// What the other gateways have in flight at a target (`target` of the sums is the local id), as told at `now_us`.
     fn peer_load(&mut self, id: TargetId, sums: &InFlight, now_us: u64);
+    /// What the work of a target costs, as all gateways have learnt together. Told anew when it changes by more than a
+    /// little; of a part without observations the numbers mean nothing.
+    fn costs(&mut self, id: TargetId, costs: &Costs);
     /// How far all this may be trusted; told on change.
     fn trust(&mut self, trust: Trust);
 }

@@ -13,6 +13,7 @@ use fairlead_wire::msg::{CacheSource, InFlight, InstanceInfo};
 use fairlead_wire::{Slot, TargetId};
 
 use super::account::History;
+use super::costs::LocalCosts;
 
 #[derive(Debug)]
 pub(crate) struct Local {
@@ -37,6 +38,8 @@ pub(crate) struct Local {
     pub(crate) peers_history: History,
     /// When the engine's last report was taken, this process's clock; 0 before the first.
     pub(crate) report_us: u64,
+    /// What its work costs.
+    pub(crate) costs: LocalCosts,
 }
 
 impl Local {
@@ -115,6 +118,7 @@ impl Table {
             own_history: History::default(),
             peers_history: History::default(),
             report_us: 0,
+            costs: LocalCosts::default(),
         }));
         Some(id)
     }
@@ -158,6 +162,7 @@ impl Table {
         self.by_remote.clear();
         for local in self.iter_mut() {
             local.remote = None;
+            local.costs.of_before();
         }
     }
 

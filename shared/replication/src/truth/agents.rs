@@ -32,7 +32,8 @@ impl Truth {
         let same = self.fleet.instances.get(&name).is_some_and(|known| known.is(&info));
         if !same {
             self.drop_instance(&name);
-            let Some(ids) = self.fleet.admit(&info, info.dp_ranks) else {
+            let costs = self.classes.known(&info);
+            let Some(ids) = self.fleet.admit(&info, info.dp_ranks, &costs) else {
                 let why = format!(
                     "instance.dp_ranks: no room for {} of {} targets",
                     info.dp_ranks, self.config.max_targets
@@ -189,6 +190,9 @@ impl Truth {
         let (info, ready, slots) = (instance.info.clone(), instance.ready, instance.slots.clone());
         for slot in slots {
             let Some(target) = self.fleet.at_mut(slot) else { continue };
+            if target.info != info {
+                target.costs.described(&info);
+            }
             target.info = info.clone();
             target.ready = ready;
             let described = target.describe();

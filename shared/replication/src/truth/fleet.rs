@@ -10,6 +10,7 @@ use fairlead_wire::TargetId;
 use fairlead_wire::msg::{CacheSource, InstanceInfo, RankLoad, TargetInfo};
 
 use super::capacity::Capacity;
+use super::costs::Known;
 use crate::SessionId;
 
 /// A live target.
@@ -29,6 +30,8 @@ pub(crate) struct Target {
     pub(crate) incomplete: bool,
     /// How much it is believed to hold by placements.
     pub(crate) capacity: Capacity,
+    /// What its work costs.
+    pub(crate) costs: Known,
 }
 
 impl Target {
@@ -45,7 +48,7 @@ impl Target {
             rank: self.rank,
             ready: self.ready,
             cache: self.cache,
-            costs: None,
+            costs: self.costs.told(),
             instance: (*self.info).clone(),
         }
     }
@@ -94,8 +97,13 @@ impl Fleet {
         Self { max_targets, ..Self::default() }
     }
 
-    /// Takes `count` slots for the ranks of an instance, or none when there are not enough.
-    pub(crate) fn admit(&mut self, info: &Arc<InstanceInfo>, count: u16) -> Option<Vec<TargetId>> {
+    /// Takes `count` slots for the ranks of an instance, of which so much is known, or none when there are not enough.
+    pub(crate) fn admit(
+        &mut self,
+        info: &Arc<InstanceInfo>,
+        count: u16,
+        costs: &Known,
+    ) -> Option<Vec<TargetId>> {
         let mut free: Vec<u16> = Vec::with_capacity(count.into());
         for (slot, state) in self.slots.iter().enumerate() {
             if free.len() == usize::from(count) {
@@ -128,6 +136,7 @@ impl Fleet {
                 events_from: None,
                 incomplete: false,
                 capacity: Capacity::default(),
+                costs: costs.clone(),
             };
             self.slots[usize::from(slot)] = Slot::Live(target);
             id
@@ -192,6 +201,14 @@ impl Fleet {
             Some(Slot::Live(target)) => Some(target),
             _ => None,
         }
+    }
+
+    /// See [`Fleet::live`].
+    pub(crate) fn live_mut(&mut self) -> impl Iterator<Item = &mut Target> {
+        self.slots.iter_mut().filter_map(|slot| match slot {
+            Slot::Live(target) => Some(target),
+            _ => None,
+        })
     }
 
     /// All live targets, by slot.

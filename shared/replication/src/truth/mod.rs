@@ -16,11 +16,12 @@
 //! until the same incarnation of the instance registers. Then `EpochSettled` voids what nobody has claimed.
 //!
 //! # Bounds
-//! Targets, sessions, index bytes (least recently used runs are evicted, as operations), blocks per target (a share of
+//! Targets, classes of targets, sessions, index bytes (least recently used runs are evicted, as operations), blocks per target (a share of
 //! the index, and no more than the engine's KV room; the least recently used go), ring bytes, recollection bytes, control frames queued per session (beyond: the session is closed), lag per gateway (beyond: a snapshot).
 
 mod agents;
 mod capacity;
+mod costs;
 mod events;
 mod fanout;
 mod fleet;
@@ -96,6 +97,7 @@ pub struct Truth {
     waiting: Waiting,
     snapshot_used_us: u64,
     recollections: Recollections,
+    classes: costs::Classes,
     settled: bool,
     settle_at_us: u64,
     recollect_until_us: u64,
@@ -137,6 +139,7 @@ impl Truth {
             waiting: Waiting::default(),
             snapshot_used_us: 0,
             recollections: Recollections::new(config.recollect_bytes),
+            classes: costs::Classes::default(),
             settled: false,
             settle_at_us: now_us + patience,
             recollect_until_us: now_us + config.recollect_us,
@@ -229,7 +232,10 @@ impl Truth {
             (Message::GatewayLoad(load), true) => self.gateway_load(session, &load),
             (Message::Placements(placements), true) => self.take(Input::Place(placements.items)),
             (Message::Recollection(told), true) => self.take(Input::Recollect(told)),
-            (Message::Feedback(feedback), true) => self.feedback(&feedback.items),
+            (Message::Feedback(feedback), true) => {
+                self.feedback(&feedback.items);
+                self.learnt(&feedback.costs);
+            }
             (Message::Resume(resume), true) => self.resume(session, resume.epoch, resume.sequence),
             (other, _) => {
                 let why = format!("{:?} is not for a scheduler from this peer", other.kind());
@@ -377,6 +383,7 @@ impl Truth {
                 info: target.info.clone(),
                 load: target.load,
                 cache: target.cache,
+                costs: target.costs.told(),
                 held_blocks: self.index.held_by(target.id.slot),
                 believed_blocks: self.believed(target),
                 capacity_factor: target.capacity.factor,
@@ -512,6 +519,7 @@ impl Truth {
             self.forsake_events();
             self.thaw();
         }
+        self.tell_costs();
         for session in self.gateways.clone() {
             if let Some(gateway) = self.gateway_mut(session) {
                 gateway.dirty.refresh = true;

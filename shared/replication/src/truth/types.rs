@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use fairlead_wire::TargetId;
-use fairlead_wire::msg::{CacheSource, InstanceInfo, RankLoad, Refuse};
+use fairlead_wire::msg::{CacheSource, Costs, InstanceInfo, RankLoad, Refuse};
 
 use crate::{Lane, SessionId};
 
@@ -163,6 +163,8 @@ pub struct TargetView {
     pub requests: u64,
     /// Where the index learns what it holds.
     pub cache: CacheSource,
+    /// What its work costs, as the gateways were told.
+    pub costs: Option<Costs>,
     /// Blocks that the index says it holds.
     pub held_blocks: u64,
     /// Blocks that it is believed to hold at most where placements alone tell; `None` when its engine's KV room is

@@ -10,7 +10,7 @@ use fairlead_replication::{
     EngineView, Readers, Replica, ReplicaConfig, ReplicaSink, ReservationSource, SessionId, Trust,
 };
 use fairlead_wire::TargetId;
-use fairlead_wire::msg::{CacheSource, InFlight, InstanceInfo};
+use fairlead_wire::msg::{CacheSource, Costs, InFlight, InstanceInfo};
 
 /// What a gateway's process sees of its replica.
 #[derive(Default)]
@@ -20,6 +20,7 @@ pub struct Seen {
     pub cooling: BTreeSet<TargetId>,
     pub peers: BTreeMap<TargetId, InFlight>,
     pub engines: BTreeMap<TargetId, EngineView>,
+    pub costs: BTreeMap<TargetId, Costs>,
     pub trust: Option<Trust>,
     pub reserved: BTreeMap<TargetId, InFlight>,
     pub publishes: u64,
@@ -51,6 +52,7 @@ impl ReplicaSink for Sink {
         assert!(seen.targets.remove(&id).is_some(), "{id} was not there");
         seen.peers.remove(&id);
         seen.engines.remove(&id);
+        seen.costs.remove(&id);
         seen.cooling.insert(id);
     }
 
@@ -77,6 +79,12 @@ impl ReplicaSink for Sink {
         seen.peers.insert(id, *sums);
     }
 
+    fn costs(&mut self, id: TargetId, costs: &Costs) {
+        let mut seen = self.0.borrow_mut();
+        assert!(seen.targets.contains_key(&id));
+        seen.costs.insert(id, *costs);
+    }
+
     fn trust(&mut self, trust: Trust) {
         self.0.borrow_mut().trust = Some(trust);
     }
@@ -85,6 +93,20 @@ impl ReplicaSink for Sink {
 impl ReservationSource for Sink {
     fn in_flight(&self, id: TargetId) -> InFlight {
         self.0.borrow().reserved.get(&id).copied().unwrap_or_default()
+    }
+}
+
+/// Costs in proportion to that of a prompt token.
+pub fn costs(prefill: f32, count: u32) -> Costs {
+    Costs {
+        prefill,
+        attention: prefill / 30_000.0,
+        step: prefill * 200.0,
+        sequence: prefill,
+        context: prefill / 1_500.0,
+        chunk: 1_024.0,
+        prefills: count,
+        decodes: count,
     }
 }
 
@@ -132,6 +154,18 @@ impl Gateway {
         })
         .max()
         .unwrap_or(0)
+    }
+
+    /// What the gateway has seen so far, `count` observations of each kind, says that a prompt token costs so much.
+    pub fn learn(&mut self, id: TargetId, prefill: f32, count: u32) {
+        self.replica.learnt(id, &costs(prefill, count));
+    }
+
+    /// What it knows of an instance's cost of a prompt token, and by how many observations.
+    pub fn shared(&self, name: &str) -> Option<(f32, u32)> {
+        let id = self.find(name)?;
+        let costs = self.seen.borrow().costs.get(&id).copied()?;
+        Some((costs.prefill, costs.prefills))
     }
 
     pub fn reserve(&self, id: TargetId, requests: i32) {

@@ -15,7 +15,7 @@ mod gateway;
 
 pub use desk::Desk;
 pub use engine::Cache;
-pub use gateway::Gateway;
+pub use gateway::{Gateway, costs};
 
 pub const MS: u64 = 1_000;
 pub const HEARTBEAT: u64 = 100 * MS;
@@ -542,6 +542,7 @@ impl World {
                     (name, *rank, *incarnation),
                     (&target.info.name, target.rank, target.info.incarnation)
                 );
+                assert_eq!(seen.costs.get(local).copied(), target.costs, "{what}: costs of {name}#{rank}");
                 let others = self.actual(name, *rank, Some(i));
                 let sums = seen.peers.get(local).copied().unwrap_or_default();
                 assert_eq!(sums.requests, others, "{what}: peers at {name}#{rank}");
