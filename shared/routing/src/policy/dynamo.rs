@@ -12,7 +12,7 @@ const USUAL_BLOCK: f64 = 16.0;
 ///
 /// ```text
 /// prefill = max((queued + L)/B − overlap_credit · cached/B, 0)
-/// decode  = (queued + context + L)/B
+/// decode  = (queued + context + L − cached)/B
 /// cost    = prefill_scale · prefill + decode + request_weight · requests
 /// ```
 ///
@@ -23,10 +23,10 @@ const USUAL_BLOCK: f64 = 16.0;
 /// Inputs: reservations of all gateways, cached blocks. Defaults: credit 1, scale 1, request
 /// weight 0, temperature 0.
 ///
-/// Source: the default cost function of Dynamo's KV router (crates 1.6.1), GPU tier, without its decay of the credit (off by default). Ours differs: of prompts not yet
-/// prefilled only the uncached part counts as blocks to decode, and the request's own blocks count in full even where
-/// running requests share them (the original looks them up among the active sequences); what an answer adds is not
-/// counted, as by its default.
+/// Source: the default cost function of Dynamo's KV router (crates 1.6.1), GPU tier, without its decay of the credit (off
+/// by default). Ours differs: which blocks running requests share is not looked up among them; what a target holds of the
+/// prompt counts as shared, and of prompts not yet prefilled only the uncached part counts as blocks to decode. What an
+/// answer adds is not counted, as by its default.
 pub(crate) struct Dynamo(DynamoSettings);
 
 impl Dynamo {
@@ -46,7 +46,7 @@ impl Dynamo {
         };
         let queued = c.queued_tokens as f64;
         let prefill = (queued + prompt - s.overlap_credit * cached).max(0.0);
-        let decode = queued + c.context_tokens as f64 + prompt;
+        let decode = queued + c.context_tokens as f64 + prompt - cached;
         (s.prefill_scale * prefill + decode) / block + s.request_weight * c.requests as f64
     }
 

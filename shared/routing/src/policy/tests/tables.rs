@@ -192,10 +192,16 @@ fn dynamo_adds_blocks_to_prefill_and_blocks_to_decode() {
     check(
         &by_name(PolicyName::Dynamo),
         &[
-            // In tokens: (queued + 640 − cached) + (queued + context + 640).
+            // In tokens: twice (queued + 640 − cached), and context.
             ("cached blocks are taken off", 10, &[(0, 0, 0, 5), (0, 0, 0, 0)], &[0], Reason::LeastCost),
-            ("as much context outweighs them", 10, &[(0, 0, 321, 5), (0, 0, 0, 0)], &[1], Reason::LeastCost),
-            ("and ties with them", 10, &[(0, 0, 320, 5), (0, 0, 0, 0)], &[0, 1], Reason::LeastCost),
+            (
+                "twice as much context outweighs them",
+                10,
+                &[(0, 0, 641, 5), (0, 0, 0, 0)],
+                &[1],
+                Reason::LeastCost,
+            ),
+            ("and ties with them", 10, &[(0, 0, 640, 5), (0, 0, 0, 0)], &[0, 1], Reason::LeastCost),
             ("what waits counts twice", 10, &[(0, 100, 0, 0), (0, 0, 199, 0)], &[1], Reason::LeastCost),
             ("requests do not count", 10, &[(99, 0, 0, 0), (0, 0, 0, 0)], &[0, 1], Reason::LeastCost),
         ],
@@ -209,7 +215,7 @@ fn dynamo_has_its_knobs() {
         change(&mut settings.dynamo);
         Strategy::new(PolicyName::Dynamo, &settings)
     };
-    let scene = Scene::new(10, [load(9, 0, 400, 6), load(0, 0, 0, 0)]);
+    let scene = Scene::new(10, [load(9, 0, 900, 6), load(0, 0, 0, 0)]);
     assert_eq!(scene.picks(&by_name(PolicyName::Dynamo)), [1]);
     assert_eq!(scene.picks(&with(|s| s.prefill_scale = 2.0)), [0]);
     assert_eq!(scene.picks(&with(|s| (s.prefill_scale, s.overlap_credit) = (2.0, 0.5))), [1]);
