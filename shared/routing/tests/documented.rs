@@ -1,4 +1,5 @@
 //! `docs/policies.md` says of every policy what it does, what it needs, and which other decides when it passes.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use fairlead_routing::{PolicyName, ScorerName, Settings, Strategy};
 

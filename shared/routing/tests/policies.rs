@@ -1,4 +1,5 @@
 //! What holds for every policy in the registry.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;
 

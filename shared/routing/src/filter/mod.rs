@@ -85,9 +85,9 @@ impl<'a> Filters<'a> {
     }
 
     fn admits_described(&self, step: Strictness, target: &TargetEntry) -> bool {
-        !tried::is_tried(self.request, target)
-            && !(step.host && tried::is_host_tried(self.request, target))
-            && self.request.labels.is_none_or(|labels| labels.matches(&target.info.labels))
+        let is_tried = tried::is_tried(self.request, target)
+            || (step.host && tried::is_host_tried(self.request, target));
+        !is_tried && self.request.labels.is_none_or(|labels| labels.matches(&target.info.labels))
     }
 
     /// Whether the target has room for what it does not hold of the prompt.

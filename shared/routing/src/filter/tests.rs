@@ -9,6 +9,9 @@ use crate::{
     plan,
 };
 
+/// A target's host and labels.
+type Described<'a> = (&'a str, &'a [(&'a str, &'a str)]);
+
 struct World {
     fleet: Fleet,
     targets: Vec<Arc<TargetEntry>>,
@@ -17,8 +20,8 @@ struct World {
 
 impl World {
     /// Targets `0`, `1`, ... each on the host and with the labels given.
-    fn new(targets: &[(&str, &[(&str, &str)])]) -> Self {
-        let made = |(slot, (host, labels)): (usize, &(&str, &[(&str, &str)]))| {
+    fn new(targets: &[Described<'_>]) -> Self {
+        let made = |(slot, (host, labels)): (usize, &Described<'_>)| {
             let mut target = (*entry(slot as u16, &format!("t{slot}"), "m")).clone_for_test();
             let info = Arc::make_mut(&mut target.info);
             info.host = (*host).into();

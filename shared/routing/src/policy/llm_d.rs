@@ -1,5 +1,6 @@
 //! `llm-d`.
 
+use super::weighted::Part;
 use super::{Candidate, Choice, Decision, Missing, Policy, Weighted};
 use crate::registry::PolicyName;
 use crate::rng::Rng;
@@ -30,7 +31,7 @@ impl LlmD {
             (weights.prefix_cache, ScorerName::PrefixCache),
         ];
         let counts = |(weight, _): &(f64, ScorerName)| *weight > 0.0;
-        let part = |(weight, name): (f64, ScorerName)| (weight, name.build(settings));
+        let part = |(weight, name): (f64, ScorerName)| Part { weight, scorer: name.build(settings) };
         Self(Weighted::new(parts.into_iter().filter(counts).map(part).collect()))
     }
 }

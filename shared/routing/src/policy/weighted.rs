@@ -27,7 +27,13 @@ pub(crate) const MOST_WEIGHT: u32 = 1_000_000;
 /// Source: AIBrix's header `routing-strategy: prefix-cache:2,least-request:1`; scorers as in llm-d. Ours differs: a part
 /// uses its policy's measure alone, without that policy's gates, fallbacks and counts of its own.
 pub(crate) struct Weighted {
-    parts: Vec<(f64, Box<dyn Scorer>)>,
+    parts: Vec<Part>,
+}
+
+/// A scorer and what its score counts.
+pub(crate) struct Part {
+    pub(crate) weight: f64,
+    pub(crate) scorer: Box<dyn Scorer>,
 }
 
 type Spreads = [Spread; MOST_PARTS];
@@ -39,7 +45,7 @@ thread_local! {
 
 /// The measures of all candidates by all parts, taken once.
 struct Sheet<'w> {
-    parts: &'w [(f64, Box<dyn Scorer>)],
+    parts: &'w [Part],
     candidates: usize,
     /// Part by part; what is unknown is not a number.
     measures: Vec<f64>,
@@ -54,7 +60,7 @@ impl<'w> Sheet<'w> {
         measures.clear();
         measures.resize(parts.len() * candidates, f64::NAN);
         let mut spreads = [Spread::NONE; MOST_PARTS];
-        for (part, ((_, scorer), spread)) in parts.iter().zip(&mut spreads).enumerate() {
+        for (part, (Part { scorer, .. }, spread)) in parts.iter().zip(&mut spreads).enumerate() {
             let row = &mut measures[part * candidates..][..candidates];
             scorer.measures(decision, &mut |index, measure| {
                 if let (Some(measure), Some(cell)) = (sane(measure), row.get_mut(index)) {
@@ -69,17 +75,18 @@ impl<'w> Sheet<'w> {
     /// The first part that nobody has a measure for.
     fn unscored(&self) -> Option<Missing> {
         let unscored = self.parts.iter().zip(&self.spreads).find(|(_, spread)| spread.is_none());
-        unscored.map(|((_, scorer), _)| Missing(scorer.figure()))
+        unscored.map(|(part, _)| Missing(part.scorer.figure()))
     }
 
     fn total(&self, index: usize) -> f64 {
-        let score = |(part, ((weight, scorer), spread)): (usize, (&(f64, Box<dyn Scorer>), &Spread))| {
+        let mut total = 0.0;
+        for (part, (Part { weight, scorer }, spread)) in self.parts.iter().zip(&self.spreads).enumerate() {
             let measure = self.measures[part * self.candidates + index];
             // Also what a formula makes of a measure that it did not expect is no score.
             let score = if measure.is_nan() { 0.0 } else { scorer.score(measure, spread) };
-            weight * if score.is_nan() { 0.0 } else { score.clamp(0.0, 1.0) }
-        };
-        self.parts.iter().zip(&self.spreads).enumerate().map(score).sum()
+            total += weight * if score.is_nan() { 0.0 } else { score.clamp(0.0, 1.0) };
+        }
+        total
     }
 }
 
@@ -91,7 +98,7 @@ impl Drop for Sheet<'_> {
 
 impl Weighted {
     /// At most [`MOST_PARTS`] parts count.
-    pub(crate) fn new(mut parts: Vec<(f64, Box<dyn Scorer>)>) -> Self {
+    pub(crate) fn new(mut parts: Vec<Part>) -> Self {
         parts.truncate(MOST_PARTS);
         Self { parts }
     }
@@ -126,18 +133,18 @@ impl Weighted {
             sum += number;
             let comma = if label.is_empty() { "" } else { "," };
             label.push_str(&format!("{comma}{name}:{number}"));
-            parts.push((f64::from(number), scorer));
+            parts.push(Part { weight: f64::from(number), scorer });
         }
         if sum == 0 {
             return Err(StrategyError::NoWeight);
         }
         // What has no weight decides nothing.
-        parts.retain(|(weight, _)| *weight > 0.0);
+        parts.retain(|part: &Part| part.weight > 0.0);
         Ok((label, Self::new(parts)))
     }
 
     fn weight(&self) -> f64 {
-        self.parts.iter().map(|(weight, _)| weight).sum()
+        self.parts.iter().map(|part| part.weight).sum()
     }
 
     /// The first part that nobody has a measure for.
@@ -145,8 +152,8 @@ impl Weighted {
         let scores = |scorer: &dyn Scorer| {
             decision.candidates.iter().any(|candidate| sane(scorer.measure(decision, candidate)).is_some())
         };
-        let unscored = self.parts.iter().find(|(_, scorer)| !scores(&**scorer));
-        unscored.map(|(_, scorer)| Missing(scorer.figure()))
+        let unscored = self.parts.iter().find(|part| !scores(&*part.scorer));
+        unscored.map(|part| Missing(part.scorer.figure()))
     }
 }
 
@@ -185,7 +192,7 @@ fn is_exclusive(policy: PolicyName) -> bool {
 
 impl Policy for Weighted {
     fn wants_prefix(&self) -> bool {
-        self.parts.iter().any(|(_, scorer)| scorer.wants_prefix())
+        self.parts.iter().any(|part| part.scorer.wants_prefix())
     }
 
     fn pick(&self, decision: &Decision<'_>, rng: &mut Rng) -> Result<Choice, Option<Missing>> {
@@ -207,7 +214,7 @@ impl Policy for Weighted {
             }
         }
         let candidate = decision.candidates.get(index).ok_or(None)?;
-        for ((_, scorer), spread) in self.parts.iter().zip(&sheet.spreads) {
+        for (Part { scorer, .. }, spread) in self.parts.iter().zip(&sheet.spreads) {
             scorer.picked(decision, candidate, spread);
         }
         Ok(Choice { index, reason: Reason::HighestScore })

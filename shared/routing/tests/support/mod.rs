@@ -1,5 +1,5 @@
 //! Fleets for tests of the public interface.
-#![allow(dead_code, reason = "each test uses a part")]
+#![allow(dead_code, clippy::unwrap_used, reason = "tests; each uses a part")]
 
 use std::sync::Arc;
 
