@@ -10,6 +10,7 @@
 //! Reading is lock-free: the target table is one pointer load, figures are relaxed atomics, the prefix index is read
 //! under an epoch pin that ends with the decision. Picking and counting are one step, so that a burst sees itself.
 
+mod candidates;
 mod cost;
 mod explain;
 mod filter;
@@ -31,7 +32,7 @@ pub use fleet::{
     Reservation, TargetCells, TargetEntry, TargetTable, name_key, rendezvous, text_key,
 };
 pub use plan::{NoPlan, Plan, Scratch, plan, plan_explained};
-pub use policy::{Candidate, Choice, Decision, Missing, Policy, Predicted, Reason, least, least_f64};
+pub use policy::{Candidate, Choice, Decision, Missing, Policy, Predicted, Reason, Scope, least, least_f64};
 pub use registry::{PolicyName, UnknownPolicy};
 pub use request::{PlanRequest, Slo};
 pub use rng::Rng;

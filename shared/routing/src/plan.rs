@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use fairlead_prefix::Hits;
 
+use crate::candidates::{Seen, gather};
 use crate::explain::Explain;
-use crate::filter::{Filters, Strictness};
-use crate::fleet::{Fleet, Mode, ModelEntry, Reservation, Row, TargetEntry};
-use crate::policy::{Candidate, Decision, Missing, Reason};
+use crate::fleet::{Fleet, Mode, Reservation, TargetEntry};
+use crate::policy::{Candidate, Decision, Missing, Reason, Scope};
 use crate::registry::PolicyName;
 use crate::request::PlanRequest;
 use crate::rng::Rng;
@@ -29,7 +29,7 @@ pub struct Plan {
     pub missing: Option<Missing>,
     /// Predicted time to the first token, microseconds.
     pub predicted_ttft_us: u32,
-    /// Targets that were eligible.
+    /// Eligible targets that the decision looked at.
     pub candidates: usize,
 }
 
@@ -59,10 +59,11 @@ pub enum NoPlan {
 
 /// Buffers and random state of one shard, reused from decision to decision so that the steady path allocates nothing.
 pub struct Scratch {
-    candidates: Vec<Candidate>,
+    pub(crate) candidates: Vec<Candidate>,
     /// One per source of prefixes.
-    hits: Vec<Hits>,
-    rng: Rng,
+    pub(crate) hits: Vec<Hits>,
+    pub(crate) rng: Rng,
+    pub(crate) seen: Seen,
     /// What decides when the fleet's state is too old for any other.
     blind: Strategy,
 }
@@ -71,7 +72,7 @@ impl Scratch {
     /// Scratch space whose ties are drawn from `seed`.
     pub fn new(seed: u64) -> Self {
         let blind = Strategy::new(PolicyName::RoundRobin, &Settings::default());
-        Self { candidates: Vec::new(), hits: Vec::new(), rng: Rng::new(seed), blind }
+        Self { candidates: Vec::new(), hits: Vec::new(), rng: Rng::new(seed), seen: Seen::default(), blind }
     }
 }
 
@@ -115,15 +116,29 @@ fn decide(
             hits.clear();
         }
     }
-    collect(request, model, mode, scratch)?;
-    let candidates = &scratch.candidates;
-    let decision = Decision { request, candidates, targets: &model.targets, model: &model.cells, fleet };
+    let scope = match mode {
+        // An explained decision looks at all of them, so that the record tells of all.
+        _ if explain.is_some() => Scope::All,
+        Mode::Blind => Scope::All,
+        Mode::Fresh | Mode::Stale => request.strategy.policy().scope(),
+    };
+    let targets = &model.targets;
+    let mut early = None;
+    if gather(scope, request, model, mode, scratch)? == Scope::Holders {
+        let decision =
+            Decision { request, candidates: &scratch.candidates, targets, model: &model.cells, fleet };
+        early = request.strategy.pick_holder(&decision, &mut scratch.rng);
+        if early.is_none() {
+            gather(Scope::All, request, model, mode, scratch)?;
+        }
+    }
+    let decision = Decision { request, candidates: &scratch.candidates, targets, model: &model.cells, fleet };
     let strategy = if mode == Mode::Blind { &scratch.blind } else { request.strategy };
     // Also where there is no choice: policies that take turns or keep accounts count it.
-    let mut picked = strategy.pick(&decision, &mut scratch.rng);
+    let mut picked = early.unwrap_or_else(|| strategy.pick(&decision, &mut scratch.rng));
     if mode == Mode::Blind {
         picked.choice.reason = Reason::Blind;
-    } else if let [_] = decision.candidates {
+    } else if let ([_], None) = (decision.candidates, early) {
         picked.choice.reason = Reason::OnlyCandidate;
     }
     if let Some(explain) = explain {
@@ -147,80 +162,4 @@ fn decide(
     let reservation = Reservation::new(target.clone(), prompt, uncached, request.now_us);
     let (reason, candidates) = (choice.reason, scratch.candidates.len());
     Ok(Plan { reservation, cached_blocks, policy, reason, missing, predicted_ttft_us, candidates })
-}
-
-/// Fills `scratch.candidates` with the eligible targets: those that pass the filters of which the fewest are given up.
-fn collect(
-    request: &PlanRequest<'_>,
-    model: &ModelEntry,
-    mode: Mode,
-    scratch: &mut Scratch,
-) -> Result<(), NoPlan> {
-    let Scratch { candidates, hits, .. } = scratch;
-    // Those with an answer first: a replica that is empty, or an overlay without this prefix, costs nothing a target.
-    let mut answers = 0;
-    for at in 0..hits.len() {
-        if !hits[at].is_empty() {
-            hits.swap(at, answers);
-            answers += 1;
-        }
-    }
-    let hits = &hits[..answers];
-    candidates.reserve(model.rows().len());
-
-    let mut filters = Filters::new(request, mode);
-    for step in Strictness::STEPS {
-        if !filters.begin(step) {
-            continue;
-        }
-        candidates.clear();
-        for (number, row) in model.rows().iter().enumerate() {
-            if !filters.admits(step, row, model, number) {
-                continue;
-            }
-            let mut cached = 0;
-            for hits in hits {
-                cached = cached.max(hits.get(row.slot));
-            }
-            if filters.has_room(step, row, cached) {
-                candidates.push(candidate(row, number, cached, mode, request));
-            }
-        }
-        if !candidates.is_empty() {
-            return Ok(());
-        }
-    }
-    Err(filters.why_none(model))
-}
-
-#[inline]
-fn candidate(
-    row: &Row,
-    number: usize,
-    cached_blocks: u32,
-    mode: Mode,
-    request: &PlanRequest<'_>,
-) -> Candidate {
-    let cells = &*row.cells;
-    let mut sums = cells.counters.in_flight();
-    let mut foreign = 0;
-    if mode == Mode::Fresh {
-        sums.add(&cells.peers());
-        // Foreign requests are known by number only; each is taken to be as long as this one.
-        foreign = u64::from(cells.load.foreign_requests().unwrap_or(0));
-    }
-    let (queued_tokens, queued_us) = (sums.prefill_tokens, sums.prefill_us);
-    let tokens = queued_tokens
-        .saturating_add(sums.context_tokens)
-        .saturating_add(foreign * u64::from(request.prompt_tokens));
-    Candidate {
-        number: number as u32,
-        cached_blocks,
-        requests: sums.requests.saturating_add(foreign),
-        prefilling: sums.prefilling,
-        queued_tokens,
-        queued_us,
-        context_tokens: sums.context_tokens,
-        tokens,
-    }
 }

@@ -121,6 +121,13 @@ impl Strategy {
         self.wants_prefix
     }
 
+    /// Picks one of the holders that are the candidates, if the first policy of the chain can.
+    pub(crate) fn pick_holder(&self, decision: &Decision<'_>, rng: &mut Rng) -> Option<Picked> {
+        let (policy, code) = &self.chain[0];
+        let choice = code.pick_holder(decision, rng)?;
+        Some(Picked { choice, policy: *policy, missing: None })
+    }
+
     /// Picks one of the candidates, of which there must be one at least.
     pub fn pick(&self, decision: &Decision<'_>, rng: &mut Rng) -> Picked {
         let mut missing = None;

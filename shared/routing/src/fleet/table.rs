@@ -78,6 +78,17 @@ impl ModelEntry {
         self.targets.push(target);
     }
 
+    /// Which of the targets has that slot. They are in the order of their slots, mostly without gaps.
+    #[inline]
+    pub(crate) fn number_of(&self, slot: Slot) -> Option<usize> {
+        let first = self.rows.first()?.slot;
+        let guess = usize::from(slot.checked_sub(first)?).min(self.rows.len() - 1);
+        if self.rows[guess].slot == slot {
+            return Some(guess);
+        }
+        self.rows.binary_search_by_key(&slot, |row| row.slot).ok()
+    }
+
     /// The targets as a decision reads them, in the order of `targets`.
     pub(crate) fn rows(&self) -> &[Row] {
         &self.rows

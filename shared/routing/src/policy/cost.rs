@@ -1,6 +1,6 @@
 //! `cost`.
 
-use super::{Candidate, Choice, Decision, Missing, Policy, Reason, least_f64};
+use super::{Candidate, Choice, Decision, Missing, Policy, Reason, Scope, least_f64};
 use crate::rng::Rng;
 use crate::settings::{CostSettings, Settings};
 
@@ -57,6 +57,10 @@ impl Cost {
 impl Policy for Cost {
     fn wants_prefix(&self) -> bool {
         true
+    }
+
+    fn scope(&self) -> Scope {
+        Scope::Sample
     }
 
     fn pick(&self, decision: &Decision<'_>, rng: &mut Rng) -> Result<Choice, Option<Missing>> {

@@ -1,6 +1,6 @@
 //! `marginal`.
 
-use super::{Candidate, Choice, Decision, Missing, Policy, Reason, least_f64};
+use super::{Candidate, Choice, Decision, Missing, Policy, Reason, Scope, least_f64};
 use crate::rng::Rng;
 
 /// Least predicted cost with fixed weights: predicted TTFT, plus the prefill work that the choice adds, the decode
@@ -38,6 +38,10 @@ impl Marginal {
 impl Policy for Marginal {
     fn wants_prefix(&self) -> bool {
         true
+    }
+
+    fn scope(&self) -> Scope {
+        Scope::Sample
     }
 
     fn pick(&self, decision: &Decision<'_>, rng: &mut Rng) -> Result<Choice, Option<Missing>> {

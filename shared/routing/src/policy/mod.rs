@@ -210,11 +210,34 @@ reasons! {
     Blind = "blind",
 }
 
+/// The targets that a policy must be shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scope {
+    /// All that are eligible.
+    #[default]
+    All,
+    /// Those that hold as much of the prompt as any, and all only if it cannot decide on these.
+    Holders,
+    /// Those that hold much of the prompt, and a sample of the others.
+    Sample,
+}
+
 /// Picks one of the eligible candidates. Must not block, allocate or panic.
 pub trait Policy: Send + Sync {
     /// Whether candidates need `cached_blocks`.
     fn wants_prefix(&self) -> bool {
         false
+    }
+
+    /// Which targets it must be shown where a model has very many.
+    fn scope(&self) -> Scope {
+        Scope::All
+    }
+
+    /// Picks among the eligible targets that hold most of the prompt, if its rule does not look at others then: what
+    /// [`Policy::pick`] would pick of all. Asked only of policies whose scope is [`Scope::Holders`].
+    fn pick_holder(&self, _decision: &Decision<'_>, _rng: &mut Rng) -> Option<Choice> {
+        None
     }
 
     /// Picks; `rng` is for ties.
@@ -279,10 +302,19 @@ pub fn least_f64(
     rng: &mut Rng,
     key: impl Fn(&Candidate) -> Option<f64>,
 ) -> Option<usize> {
-    // Floats that are not negative compare as their bits do.
-    let bits = |c: &Candidate| match key(c) {
-        Some(value) if !value.is_nan() => value.max(0.0).to_bits(),
-        _ => u64::MAX,
-    };
-    least(candidates, rng, |_| true, bits).filter(|&index| bits(&candidates[index]) != u64::MAX)
+    // One pass: a measure may cost more than a branch that is mispredicted now and then.
+    let (mut best, mut found, mut ties) = (f64::INFINITY, None, 0);
+    for (index, candidate) in candidates.iter().enumerate() {
+        let Some(value) = key(candidate).filter(|value| !value.is_nan()) else { continue };
+        let value = value.max(0.0);
+        if value < best || found.is_none() {
+            (best, found, ties) = (value, Some(index), 1);
+        } else if value == best {
+            ties += 1;
+            if rng.below(ties) == 0 {
+                found = Some(index);
+            }
+        }
+    }
+    found
 }
