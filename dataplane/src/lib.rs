@@ -30,6 +30,6 @@ pub use instances::{StaticInstance, static_fleet};
 pub use options::{
     GatewayOptions, Limits, ModelRouting, ProfileRouting, RetryOptions, RoutingOptions, Timeouts, Tokenising,
 };
-pub use shard::{AnswerNote, Gauge, Inbox, PlacementNote, Share, readiness};
-pub use shared::Shared;
+pub use shard::{AnswerNote, Gauge, Inbox, PlacementNote, Share, SpeedNote, readiness};
+pub use shared::{LearntCount, LearntCounts, Shared};
 pub use token_mode::{TokenMode, TokenModels};
