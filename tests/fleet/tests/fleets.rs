@@ -12,7 +12,7 @@
 mod support;
 
 use support::each_seed;
-use support::fleet::{Faults, Met, run};
+use support::fleet::{Faults, Met, learn, run};
 
 #[test]
 fn a_fleet_without_faults_serves_everybody() {
@@ -20,6 +20,11 @@ fn a_fleet_without_faults_serves_everybody() {
         let met = run(seed, Faults::default(), 2);
         assert_eq!(met.tally.whole + met.tally.left, met.tally.sent, "{met:?}");
     });
+}
+
+#[test]
+fn what_gateways_learn_is_known_to_one_that_starts_and_outlives_the_scheduler() {
+    each_seed(3, learn);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::time::Duration;
 use fairlead_dataplane::runtime::Runtime;
 use fairlead_dataplane::runtime::sim::{ProcessId, Sim, World};
 use fairlead_replication::Trust;
+use fairlead_routing::Constants;
 use fairlead_wire::TargetId;
 
 use super::agent;
@@ -80,6 +81,8 @@ pub struct Met {
     pub epochs: u64,
     pub blocks: u64,
     pub exact_blocks: u64,
+    /// Targets whose costs all knew.
+    pub costs: u64,
     pub trace: u64,
     pub events: u64,
     pub gateways: u64,
@@ -98,6 +101,7 @@ impl Met {
             (&mut self.epochs, other.epochs),
             (&mut self.blocks, other.blocks),
             (&mut self.exact_blocks, other.exact_blocks),
+            (&mut self.costs, other.costs),
             (&mut self.events, other.events),
             (&mut self.gateways, other.gateways),
             (&mut self.schedulers, other.schedulers),
@@ -337,6 +341,18 @@ impl Fleet {
         }
     }
 
+    /// The constants that a gateway decides with, in the order of the engines' names.
+    fn known(&self, gateway: usize) -> Vec<Constants> {
+        let table = self.gateways[gateway].as_ref().expect("running").shared.fleet.table_full();
+        let entries: BTreeMap<_, _> = table
+            .entries
+            .iter()
+            .flatten()
+            .map(|entry| (entry.name.clone(), entry.cells.costs.read()))
+            .collect();
+        entries.into_values().collect()
+    }
+
     /// Whether all is told: every replica has the truth's version, and the truth knows everybody. When it is never so,
     /// `check` says what is missing.
     fn is_quiet(&self) -> bool {
@@ -388,6 +404,7 @@ impl Fleet {
             assert_eq!(target.requests, 0, "{what}: e{n}: reservations in the truth");
         }
         self.met.blocks += truth.index().stats().blocks;
+        self.met.costs += all.values().filter(|target| target.costs.is_some()).count() as u64;
         for gateway in self.gateways.iter().flatten() {
             let desk = gateway.desk.borrow();
             let status = desk.status();
@@ -408,6 +425,7 @@ impl Fleet {
                     (&*target.info.name, target.info.incarnation, target.ready),
                     "{what}"
                 );
+                assert_eq!(replica.shared_costs(*local), target.costs, "{what}: costs of {}", entry.name);
                 assert_eq!(entry.cells.peers(), Default::default(), "{what}: {}: peers", entry.name);
             }
             let mut mine: Vec<(u32, u64)> = replica
@@ -422,6 +440,58 @@ impl Fleet {
             gateway.check_at_rest(&what);
         }
     }
+}
+
+/// Only the first gateway has traffic, for long enough to learn. Then the second starts anew, then the scheduler, then
+/// the first gateway.
+pub fn learn(seed: u64) {
+    let mut fleet = Fleet::new(seed, Faults::default());
+    let people = fleet.world.process_with(0);
+    fleet.run(2_000_000, || false);
+    let left = Rc::new(std::cell::Cell::new(CLIENTS));
+    for who in 0..CLIENTS {
+        let left = left.clone();
+        fleet.world.spawn(people, async move {
+            client(gateway_addr(0), who, 80, Habits::default(), Rc::default()).await;
+            left.set(left.get() - 1);
+        });
+    }
+    assert!(fleet.run(600_000_000, move || left.get() == 0), "seed {seed}");
+    fleet.run(5_000_000, || false);
+    fleet.check("learnt");
+    let known = fleet.known(0);
+    assert!(known.len() == ENGINES && known.iter().all(|known| *known != Constants::PRIOR), "{known:?}");
+    let own = fleet.gateways[0].as_ref().map(|gateway| gateway.shared.learnt_counts());
+    assert!(own.is_some_and(|own| own.values().all(|count| count.own.1 > 0 && count.shared.1 > 0)));
+    fleet.stop_gateway(1);
+    fleet.start_gateway(1);
+    fleet.run(200_000, || false);
+    let at_once = fleet.known(1);
+    for (there, here) in known.iter().zip(&at_once) {
+        for (there, here) in there.to_array().iter().zip(here.to_array()) {
+            assert!((here / there).ln().abs() < 0.1, "seed {seed}: {known:?} there, {at_once:?} here");
+        }
+    }
+    for starts_too in [None, Some(0)] {
+        fleet.stop_scheduler();
+        if let Some(gateway) = starts_too {
+            fleet.stop_gateway(gateway);
+        }
+        fleet.run(300_000, || false);
+        fleet.start_scheduler();
+        if let Some(gateway) = starts_too {
+            fleet.start_gateway(gateway);
+        }
+        fleet.run(10_000_000, || false);
+        fleet.check("told again");
+        let known = fleet.known(0);
+        assert!(known.iter().all(|known| *known != Constants::PRIOR), "seed {seed}: {known:?}");
+    }
+    for n in 0..GATEWAYS {
+        fleet.stop_gateway(n);
+    }
+    fleet.stop_scheduler();
+    fleet.world.end();
 }
 
 /// Some rounds of traffic and trouble, each followed by rest and a look at everything.
@@ -463,7 +533,8 @@ pub fn run(seed: u64, faults: Faults, rounds: u32) -> Met {
                 break;
             }
         }
-        fleet.run(1_500_000, || false);
+        // What was learnt last is told late.
+        fleet.run(4_000_000, || false);
         fleet.check(&format!("seed {seed} round {round}"));
     }
     for n in 0..GATEWAYS {
