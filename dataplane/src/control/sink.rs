@@ -173,7 +173,7 @@ impl ReservationSource for FleetSink {
 
 #[cfg(test)]
 mod tests {
-    use fairlead_routing::Reservation;
+    use fairlead_routing::{DecodeSeen, Reservation};
 
     use super::*;
     use crate::StaticInstance;
@@ -208,6 +208,47 @@ mod tests {
         sink.target_gone(id);
         sink.forgotten(id);
         assert_eq!(sink.in_flight(id), InFlight { target: id.pack(), ..Default::default() });
+    }
+
+    #[test]
+    fn what_is_learnt_and_told_reaches_decisions_until_the_target_is_forgotten() {
+        let (mut sink, info) = sink();
+        let id = TargetId::new(3, 1);
+        let costs = |prefill| Costs {
+            prefill,
+            attention: 0.001,
+            step: 6_000.0,
+            sequence: 30.0,
+            context: 0.02,
+            chunk: 1_024.0,
+            prefills: 9,
+            decodes: 9,
+        };
+        sink.target(id, 0, true, CacheSource::Placements, &info);
+        sink.publish();
+        sink.costs(id, &costs(70.0));
+        let (learnt, counts) = sink.show_costs();
+        assert!(learnt.is_empty());
+        assert_eq!(counts.unwrap()[&id].shared, (9, 9));
+        let entry = sink.fleet().table_full().get(id).cloned().unwrap();
+        assert_eq!(entry.cells.costs.read().prefill, 70.0);
+        // The others hear of the work that waits, not only of its tokens.
+        let held = Reservation::new(entry.clone(), 1_000, 1_000, 1);
+        assert_eq!(sink.in_flight(id).prefill_us, 70_500);
+        drop(held);
+        let seen = DecodeSeen { span_us: 1_000_000, tokens: 50, batch: 1.0, context: 0.0, prefilled: 0.0 };
+        let note = |target| SpeedNote { target, prefill: None, decode: Some(seen) };
+        (0..50).for_each(|_| sink.seen(&note(id)));
+        sink.seen(&note(TargetId::new(9, 9)));
+        let (learnt, _) = sink.show_costs();
+        assert_eq!(learnt.len(), 1, "of targets that are not known nothing is learnt");
+        assert_eq!((learnt[0].0, learnt[0].1.prefills, learnt[0].1.decodes), (id, 0, 50));
+        assert!(entry.cells.costs.read().step > 15_000.0);
+        assert!(sink.show_costs().1.is_none(), "nothing new");
+        sink.target_gone(id);
+        sink.forgotten(id);
+        sink.seen(&note(id));
+        assert!(sink.show_costs().1.is_none());
     }
 
     #[test]
