@@ -82,7 +82,7 @@ fn measure_shape(shape: &Shape, size: &index::Plan, sheet: &mut Sheet) -> anyhow
     for repeat in 0..size.repeats {
         say(&format!("{case}: repeat {} of {}", repeat + 1, size.repeats));
         let seed = 7 + repeat as u64;
-        for policy in [PolicyName::PrefixCache, PolicyName::LeastRequest] {
+        for policy in [PolicyName::PrefixCache, PolicyName::Cost, PolicyName::LeastRequest] {
             let named = match policy {
                 PolicyName::PrefixCache => case.to_owned(),
                 other => format!("{case}, {other}"),
@@ -93,6 +93,10 @@ fn measure_shape(shape: &Shape, size: &index::Plan, sheet: &mut Sheet) -> anyhow
             sheet.ours(&named, P50, found.p50);
             sheet.ours(&named, P99, found.p99);
             sheet.ours(&named, ALLOCATIONS, found.allocations);
+            if policy == PolicyName::Cost {
+                // Nothing as simple as the baseline decides by this rule.
+                continue;
+            }
             let mut naive = Naive::new(&map, policy, seed, targets);
             let (p50, p99) = naive.measure(&mut Asker::new(&load, seed), shape.length, size.samples / 5);
             sheet.baseline(&named, P50, BASELINE, p50);

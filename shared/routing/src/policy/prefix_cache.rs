@@ -43,29 +43,62 @@ impl Policy for PrefixCache {
     }
 
     fn pick(&self, decision: &Decision<'_>, rng: &mut Rng) -> Result<Choice, Option<Missing>> {
-        let PrefixCacheSettings { hit_rate, tolerance, .. } = self.0;
+        let PrefixCacheSettings { hit_rate, waiting, tolerance } = self.0;
         let candidates = decision.candidates;
-        let longest = candidates.iter().map(|c| c.cached_blocks).max().ok_or(None)?;
-        if longest == 0 || f64::from(longest) < hit_rate * f64::from(decision.prompt_blocks()) {
-            let index = least(candidates, rng, |_| true, |c| c.tokens).ok_or(None)?;
-            return Ok(Choice { index, reason: Reason::PrefixMiss });
+        // Two passes whatever the rule comes to: there may be a thousand candidates.
+        let (mut longest, mut total) = (0, 0u64);
+        for c in candidates {
+            longest = longest.max(c.cached_blocks);
+            total = total.saturating_add(c.tokens);
         }
-        if let Some(choice) = self.calm_holder(decision, longest, rng) {
-            return Ok(choice);
-        }
-        let holds = |c: &Candidate| c.cached_blocks == longest;
-        let total: u64 = candidates.iter().map(|c| c.tokens).fold(0, u64::saturating_add);
+        let decides = longest > 0 && f64::from(longest) >= hit_rate * f64::from(decision.prompt_blocks());
         let bound = total as f64 / candidates.len() as f64 * (1.0 + tolerance);
-        let near_mean = |c: &Candidate| holds(c) && c.tokens as f64 <= bound;
-        if let Some(index) = least(candidates, rng, near_mean, |c| c.tokens) {
-            return Ok(Choice { index, reason: Reason::PrefixHitBusy });
+        let (mut calm, mut near, mut any) = (Fewest::new(), Fewest::new(), Fewest::new());
+        for (index, c) in candidates.iter().enumerate() {
+            any.offer(index, c.tokens, rng);
+            if decides && c.cached_blocks == longest {
+                if c.prefilling.saturating_sub(1) < waiting {
+                    calm.offer(index, c.tokens, rng);
+                }
+                if c.tokens as f64 <= bound {
+                    near.offer(index, c.tokens, rng);
+                }
+            }
         }
-        let index = least(candidates, rng, |_| true, |c| c.tokens).ok_or(None)?;
-        Ok(Choice { index, reason: Reason::PrefixOverloaded })
+        let missed = if decides { Reason::PrefixOverloaded } else { Reason::PrefixMiss };
+        [(calm, Reason::PrefixHit), (near, Reason::PrefixHitBusy), (any, missed)]
+            .into_iter()
+            .find_map(|(fewest, reason)| fewest.index.map(|index| Choice { index, reason }))
+            .ok_or(None)
     }
 
     /// Blocks of the prompt that the target does not hold.
     fn value(&self, decision: &Decision<'_>, candidate: &Candidate) -> Option<f64> {
         Some(f64::from(decision.prompt_blocks().saturating_sub(candidate.cached_blocks)))
+    }
+}
+
+/// The candidate with the fewest tokens of those offered; ties are drawn evenly.
+struct Fewest {
+    index: Option<usize>,
+    tokens: u64,
+    ties: usize,
+}
+
+impl Fewest {
+    fn new() -> Self {
+        Self { index: None, tokens: u64::MAX, ties: 0 }
+    }
+
+    #[inline]
+    fn offer(&mut self, index: usize, tokens: u64, rng: &mut Rng) {
+        if tokens < self.tokens || self.index.is_none() {
+            *self = Self { index: Some(index), tokens, ties: 1 };
+        } else if tokens == self.tokens {
+            self.ties += 1;
+            if rng.below(self.ties) == 0 {
+                self.index = Some(index);
+            }
+        }
     }
 }
