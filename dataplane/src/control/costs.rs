@@ -8,7 +8,7 @@
 //! having been heard.
 
 use ahash::AHashMap;
-use fairlead_routing::{Constants, Learner};
+use fairlead_routing::{Constants, Estimate, Learner};
 use fairlead_wire::TargetId;
 use fairlead_wire::limits::MAX_OBSERVATIONS;
 use fairlead_wire::msg::Costs;
@@ -46,8 +46,6 @@ impl Default for Known {
 /// One target's news.
 pub(super) struct CostNews {
     pub target: TargetId,
-    /// For decisions.
-    pub constants: Constants,
     /// For the scheduler: what was learnt here, if anything was.
     pub learnt: Option<Costs>,
 }
@@ -76,6 +74,16 @@ impl CostBook {
         self.targets.remove(&target);
     }
 
+    /// What decisions are made with, and how much is behind it; the prior, with nothing behind it, of a target that
+    /// nobody knows.
+    pub fn estimate(&self, target: TargetId) -> Estimate {
+        let Some(known) = self.targets.get(&target) else {
+            return Estimate { constants: Constants::PRIOR, samples: 0 };
+        };
+        let shared = known.shared.map_or(0, |costs| costs.prefills.saturating_add(costs.decodes));
+        Estimate { constants: known.constants(), samples: known.learner.samples().saturating_add(shared) }
+    }
+
     /// What has changed since the last call.
     pub fn news(&mut self) -> Vec<CostNews> {
         let news = self.targets.iter_mut().filter_map(|(&target, known)| {
@@ -83,7 +91,7 @@ impl CostBook {
                 return None;
             }
             let learnt = std::mem::take(&mut known.learnt).then(|| known.own()).flatten();
-            Some(CostNews { target, constants: known.constants(), learnt })
+            Some(CostNews { target, learnt })
         });
         news.collect()
     }
@@ -180,10 +188,15 @@ mod tests {
         SpeedNote { target: ID, prefill: Some(prefill), decode: Some(decode) }
     }
 
-    fn one(book: &mut CostBook) -> CostNews {
+    struct One {
+        constants: Constants,
+        learnt: Option<Costs>,
+    }
+
+    fn one(book: &mut CostBook) -> One {
         let mut news = book.news();
         assert_eq!(news.len(), 1);
-        news.remove(0)
+        One { constants: book.estimate(ID).constants, learnt: news.remove(0).learnt }
     }
 
     #[test]

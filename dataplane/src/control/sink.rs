@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ahash::AHashMap;
 use fairlead_replication::{EngineView, ReplicaSink, ReservationSource, Trust};
-use fairlead_routing::{EngineFigures, Fleet, InFlightSums, Mode, TargetEntry};
+use fairlead_routing::{EngineFigures, Estimate, Fleet, InFlightSums, Mode, TargetEntry, pool};
 use fairlead_wire::TargetId;
 use fairlead_wire::msg::{CacheSource, Costs, InFlight, InstanceInfo};
 
@@ -44,13 +44,28 @@ impl FleetSink {
     /// scheduler; and how much is behind all that is known, if anything has changed.
     pub fn show_costs(&mut self) -> (Vec<(TargetId, Costs)>, Option<LearntCounts>) {
         let news = self.costs.news();
-        for news in &news {
-            if let Some(entry) = self.known(news.target) {
-                entry.cells.costs.store(&news.constants);
-            }
+        if !news.is_empty() {
+            self.pool_costs();
         }
         let counts = (!news.is_empty()).then(|| self.costs.counts().collect());
         (news.into_iter().filter_map(|news| Some((news.target, news.learnt?))).collect(), counts)
+    }
+
+    /// Shows the shards what every target costs: equal ones of a model the same, so that no decision follows the noise
+    /// of what each has shown by itself.
+    fn pool_costs(&self) {
+        let mut models: AHashMap<&str, Vec<(&TargetEntry, Estimate)>> = AHashMap::new();
+        for entry in self.entries.iter().flatten() {
+            let model = entry.info.models.first().map_or("", |model| model.name.as_str());
+            models.entry(model).or_default().push((entry, self.costs.estimate(entry.id)));
+        }
+        for targets in models.values_mut() {
+            let mut estimates: Vec<Estimate> = targets.iter().map(|(_, estimate)| *estimate).collect();
+            pool(&mut estimates);
+            for ((entry, _), estimate) in targets.iter().zip(estimates) {
+                entry.cells.costs.store(&estimate.constants);
+            }
+        }
     }
 
     fn listed(&self, id: TargetId) -> Option<&Arc<TargetEntry>> {
@@ -208,6 +223,36 @@ mod tests {
         sink.target_gone(id);
         sink.forgotten(id);
         assert_eq!(sink.in_flight(id), InFlight { target: id.pack(), ..Default::default() });
+    }
+
+    #[test]
+    fn equal_targets_are_shown_to_cost_the_same() {
+        let (mut sink, info) = sink();
+        let costs = |prefill| Costs {
+            prefill,
+            attention: 0.001,
+            step: 6_000.0,
+            sequence: 30.0,
+            context: 0.02,
+            chunk: 1_024.0,
+            prefills: 90,
+            decodes: 90,
+        };
+        for (slot, prefill) in [(0, 30.0), (1, 33.0), (2, 90.0), (3, 0.0)] {
+            let id = TargetId::new(slot, 1);
+            sink.target(id, 0, true, CacheSource::Placements, &info);
+            if prefill > 0.0 {
+                sink.costs(id, &costs(prefill));
+            }
+        }
+        sink.publish();
+        sink.show_costs();
+        let table = sink.fleet().table_full();
+        let prefill = |slot| table.get(TargetId::new(slot, 1)).unwrap().cells.costs.read().prefill;
+        assert!((prefill(0) / 31.46 - 1.0).abs() < 0.01, "{}", prefill(0));
+        assert_eq!(prefill(0), prefill(1));
+        assert_eq!(prefill(2), 90.0, "another kind");
+        assert_eq!(prefill(3), prefill(0), "unknown: as most are");
     }
 
     #[test]

@@ -72,6 +72,9 @@ fn kinds(
 
 /// Geometric mean, weighted by observations.
 fn mean(kind: &[usize], estimates: &[Estimate]) -> Estimate {
+    if let [only] = kind {
+        return estimates[*only];
+    }
     let mut sums = [0.0f64; super::constants::CONSTANTS];
     let mut samples = 0u32;
     for &i in kind {
