@@ -76,14 +76,15 @@ fn shown(path: &str, body: &str, answer: Answer) -> (Option<(u32, u32)>, Option<
 fn each_kind_of_answer_shows_what_can_be_seen_of_it() {
     use Answer::{Broken, Document, Events};
     const CHAT: &str = "/v1/chat/completions";
-    // A prompt of 20 bytes and some: about 40 bytes of canonical form, at 4 bytes a token.
     let body =
         |more: &str| format!(r#"{{"model":"m",{more}"messages":[{{"role":"user","content":"hello you"}}]}}"#);
     let (plain, stream) = (body(""), body(r#""stream":true,"#));
     let counted = Some((30, 20));
     let json = "application/json";
     let whole = r#"{"choices":[],"usage":{"prompt_tokens":50,"completion_tokens":1}}"#;
-    let table: Vec<(&str, &str, String, Answer, (bool, Option<(u32, u32)>, Option<u32>))> = vec![
+    // Whether prefill is seen, with which tokens if they are counted, and tokens after the first.
+    type Shown = (bool, Option<(u32, u32)>, Option<u32>);
+    let table: Vec<(&str, &str, String, Answer, Shown)> = vec![
         ("counted", CHAT, stream.clone(), Events(vec![TOKEN, TOKEN, USAGE, DONE]), (true, counted, Some(29))),
         ("not counted", CHAT, stream.clone(), Events(vec![TOKEN, TOKEN, TOKEN, DONE]), (true, None, Some(2))),
         ("one token", CHAT, stream.clone(), Events(vec![TOKEN, DONE]), (true, None, None)),

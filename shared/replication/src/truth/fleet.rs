@@ -57,7 +57,7 @@ impl Target {
 #[derive(Debug)]
 enum Slot {
     Free,
-    Live(Target),
+    Live(Box<Target>),
     Cooling { since_us: u64 },
 }
 
@@ -138,7 +138,7 @@ impl Fleet {
                 capacity: Capacity::default(),
                 costs: costs.clone(),
             };
-            self.slots[usize::from(slot)] = Slot::Live(target);
+            self.slots[usize::from(slot)] = Slot::Live(Box::new(target));
             id
         });
         Some(ids.collect())
@@ -148,7 +148,7 @@ impl Fleet {
     pub(crate) fn retire(&mut self, slot: u16, now_us: u64) -> Option<Target> {
         let state = self.slots.get_mut(usize::from(slot))?;
         match std::mem::replace(state, Slot::Cooling { since_us: now_us }) {
-            Slot::Live(target) => Some(target),
+            Slot::Live(target) => Some(*target),
             other => {
                 *state = other;
                 None
@@ -206,7 +206,7 @@ impl Fleet {
     /// See [`Fleet::live`].
     pub(crate) fn live_mut(&mut self) -> impl Iterator<Item = &mut Target> {
         self.slots.iter_mut().filter_map(|slot| match slot {
-            Slot::Live(target) => Some(target),
+            Slot::Live(target) => Some(&mut **target),
             _ => None,
         })
     }
@@ -214,7 +214,7 @@ impl Fleet {
     /// All live targets, by slot.
     pub(crate) fn live(&self) -> impl Iterator<Item = &Target> {
         self.slots.iter().filter_map(|slot| match slot {
-            Slot::Live(target) => Some(target),
+            Slot::Live(target) => Some(&**target),
             _ => None,
         })
     }

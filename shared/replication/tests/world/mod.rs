@@ -115,7 +115,7 @@ pub fn truth_config() -> TruthConfig {
         lag_bytes: 12 << 10,
         max_targets: 32,
         index_bytes: 1 << 20,
-        chunk_bytes: 1 << 10,
+        chunk_bytes: 1_300,
         step_bytes: 2 << 10,
         target_share: 0.0009,
         linger_us: 1_000 * MS,
