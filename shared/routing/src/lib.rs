@@ -28,7 +28,7 @@ pub use cost::{Constants, CostCell, DecodeSeen, Estimate, Learner, PrefillSeen, 
 pub use explain::{Explain, Explained};
 pub use filter::{LabelError, LabelFilter};
 pub use fleet::{
-    Counters, EngineFigures, Fleet, InFlightSums, LoadCell, Mode, ModelCells, ModelEntry, Pressure,
+    Counters, EngineFigures, Fleet, InFlightSums, LoadCell, Mode, ModelCells, ModelEntry, Pace, Pressure,
     Reservation, TargetCells, TargetEntry, TargetTable, name_key, rendezvous, text_key,
 };
 pub use plan::{NoPlan, Plan, Scratch, plan, plan_explained};

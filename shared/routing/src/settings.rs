@@ -137,19 +137,22 @@ settings! {
     /// Weights of what a choice does to others, against the request's own time to first token.
     cost: CostSettings, "cost" {
         /// On the request's own prefill work.
-        own_prefill: f32 = 8.0, 0 to 1000;
+        own_prefill: f32 = 14.0, 0 to 1000;
         /// On the own prefill work where what is evicted for it is wanted again, times how often it is.
         eviction: f32 = 1.0, 0 to 1000;
         /// On the own prefill work, times the share of time that reading recent contexts takes at the target.
         crowding: f32 = 1.5, 0 to 1000;
         /// On the own prefill work, times the requests that decode at the target.
-        disturbance: f32 = 0.1, 0 to 1000;
+        disturbance: f32 = 0.2, 0 to 1000;
         /// Own prefill work that disturbs half as much as its length says; shorter work disturbs less yet.
-        short_prefill_ms: f32 = 600.0, 0 to 1000000;
+        short_prefill_ms: f32 = 900.0, 0 to 1000000;
         /// On the prefill work queued at the target, times the requests that decode there.
-        queue_disturbance: f32 = 0.05, 0 to 1000;
+        queue_disturbance: f32 = 0.1, 0 to 1000;
         /// On the decode step with the request in it.
-        decode_step: f32 = 45.0, 0 to 1000000;
+        decode_step: f32 = 60.0, 0 to 1000000;
+        /// Mean queue of a target, in multiples of a mean request's own prefill, at which what a choice does to others
+        /// counts in full; it counts in proportion below.
+        full_backlog: f32 = 10.0, 0.001 to 1000000;
     }
 
     /// The thresholds of PAI-EAS.

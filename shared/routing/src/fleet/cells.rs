@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use super::decoding::Decoding;
+use super::pace::Pace;
 use super::pressure::Pressure;
 use super::reservation::{Counters, Disturbance};
 use crate::cost::CostCell;
@@ -359,11 +360,17 @@ pub struct ModelCells {
     bytes_per_token: AtomicU32,
     /// Whether the caches of its targets miss room.
     pub pressure: Pressure,
+    /// How busy its targets are.
+    pub pace: Pace,
 }
 
 impl Default for ModelCells {
     fn default() -> Self {
-        Self { bytes_per_token: AtomicU32::new(4.0f32.to_bits()), pressure: Pressure::new() }
+        Self {
+            bytes_per_token: AtomicU32::new(4.0f32.to_bits()),
+            pressure: Pressure::new(),
+            pace: Pace::default(),
+        }
     }
 }
 

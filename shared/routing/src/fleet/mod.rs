@@ -3,6 +3,7 @@
 mod cells;
 mod decoding;
 mod key;
+mod pace;
 mod pressure;
 mod recent;
 mod reservation;
@@ -12,6 +13,8 @@ pub(crate) mod tests_support;
 
 pub use cells::{EngineFigures, InFlightSums, LoadCell, Mode, ModelCells, TargetCells};
 pub use key::{name_key, rendezvous, text_key};
+pub use pace::Pace;
+pub(crate) use pace::Seen as PaceSeen;
 pub use pressure::Pressure;
 pub use reservation::{Counters, Reservation};
 pub(crate) use table::Row;

@@ -1,6 +1,7 @@
 //! `cost`.
 
-use super::{Candidate, Choice, Decision, Missing, Policy, Reason, Scope, least_f64};
+use super::{Candidate, Choice, Decision, Missing, Policy, Predicted, Reason, Scope, least_f64};
+use crate::fleet::PaceSeen;
 use crate::rng::Rng;
 use crate::settings::{CostSettings, Settings};
 
@@ -12,45 +13,57 @@ const MOST_REGRET: f32 = 0.9;
 ///
 /// ```text
 /// cost = TTFT                                   wait for KV room, queue, own prefill, steps in between
-///      + own · (own_prefill                     prefill work keeps others waiting
-///             + eviction · r / (1 - r)          and takes the place of what is wanted again, which evicts in turn
-///             + crowding · c                    and settles a prompt where long contexts settled lately
-///             + disturbance · b · own / (own + short))      and stalls the decoding requests
-///      + queue_disturbance · b · queue          more than one kind of work waits for the same steps
-///      + decode_step · d(b + 1, K + L)          slower tokens for all
+///      + own · eviction · r / (1 - r)           takes the place of what is wanted again, which evicts in turn
+///      + own · crowding · c                     settles a prompt where long contexts settled lately
+///      + f · (own · own_prefill                 prefill work keeps others waiting
+///             + own · disturbance · b · w / (w + short)      and stalls the decoding requests
+///             + queue_disturbance · b · queue   more than one kind of work waits for the same steps
+///             + decode_step · d(b + 1, K + L))  slower tokens for all
 /// ```
 ///
-/// `own` is the predicted prefill work of the tokens that the target does not hold, `b` the requests that decode
-/// there, `K` their context, `L` the prompt, `d` the decode step, `r` the share of what is computed lately that had
-/// been computed before and was evicted ([`Pressure`](crate::Pressure)), `c` the share of the target's time that
-/// reading contexts takes by what was sent there in the last minute. A prompt that is short against `short` disturbs
-/// nobody for long, and only the queue decides.
+/// `w` is the predicted prefill work of the tokens that the target does not hold, and `own` the same at the speed of
+/// the mean target: a slow target's time is worth no more than a fast one's for taking longer. `b` are the requests
+/// that decode there, `K` their context, `L` the prompt, `d` the decode step, `r` the share of what is computed lately
+/// that had been computed before and was evicted ([`Pressure`](crate::Pressure)), `c` the share of the target's time
+/// that reading contexts takes by what was sent there in the last minute. `f` grows with the fleet's mean queue
+/// ([`Pace`](crate::Pace)) from 0 to 1: where nobody waits, nobody is kept waiting, and only the request's own time
+/// decides. A prompt that is short against `short` disturbs nobody for long.
 ///
 /// Inputs: the constants learnt per target, cached blocks, queued prefill work, decoding requests and their context,
 /// the engine's KV room where reported. Ties are drawn. Source: ours; it began as [`Marginal`](super::Marginal). The
 /// weights were chosen by replay of public traces so that neighbours in every direction do about as well.
 pub(crate) struct Cost(CostSettings);
 
+/// What a decision knows before it looks at a target.
+struct Outlook {
+    /// Weight on own prefill work of what it evicts.
+    eviction: f32,
+    /// How far others count.
+    others: f32,
+}
+
 impl Cost {
     pub(crate) fn new(settings: &Settings) -> Self {
         Self(settings.cost)
     }
 
-    #[inline]
-    fn cost(&self, decision: &Decision<'_>, c: &Candidate, eviction: f32) -> f32 {
-        let s = &self.0;
-        let p = decision.predict(c);
-        let stall = s.disturbance * p.batch * p.own / (p.own + s.short_prefill_ms * 1e3);
-        p.ttft
-            + p.own * (s.own_prefill + eviction + s.crowding * p.crowding + stall)
-            + s.queue_disturbance * p.batch * p.queue
-            + s.decode_step * p.step_after
+    fn outlook(&self, decision: &Decision<'_>) -> Outlook {
+        let regret = decision.model.pressure.regret().min(MOST_REGRET);
+        let others = (decision.model.pace.backlog() / self.0.full_backlog).min(1.0);
+        Outlook { eviction: self.0.eviction * regret / (1.0 - regret), others }
     }
 
-    /// Weight of what is evicted, by how much of it is wanted again.
-    fn eviction(&self, decision: &Decision<'_>) -> f32 {
-        let regret = decision.model.pressure.regret().min(MOST_REGRET);
-        self.0.eviction * regret / (1.0 - regret)
+    #[inline]
+    fn cost(&self, decision: &Decision<'_>, c: &Candidate, outlook: &Outlook) -> (f32, Predicted) {
+        let s = &self.0;
+        let p = decision.predict(c);
+        let own = p.own * decision.model.pace.prefill_or(p.prefill) / p.prefill;
+        let stall = s.disturbance * p.batch * p.own / (p.own + s.short_prefill_ms * 1e3);
+        let others = own * (s.own_prefill + stall)
+            + s.queue_disturbance * p.batch * p.queue
+            + s.decode_step * p.step_after;
+        let settling = own * (outlook.eviction + s.crowding * p.crowding);
+        (p.ttft + settling + outlook.others * others, p)
     }
 }
 
@@ -64,13 +77,21 @@ impl Policy for Cost {
     }
 
     fn pick(&self, decision: &Decision<'_>, rng: &mut Rng) -> Result<Choice, Option<Missing>> {
-        let eviction = self.eviction(decision);
-        let cost = |c: &Candidate| Some(f64::from(self.cost(decision, c, eviction)));
-        let index = least_f64(decision.candidates, rng, cost).ok_or(None)?;
+        let outlook = self.outlook(decision);
+        let mut seen = PaceSeen::default();
+        let index = least_f64(decision.candidates, rng, |c| {
+            let (cost, p) = self.cost(decision, c, &outlook);
+            seen.queue += p.queue;
+            seen.prefill += p.prefill;
+            seen.targets += 1.0;
+            Some(f64::from(cost))
+        })
+        .ok_or(None)?;
+        decision.model.pace.note(&seen, decision.predict(&decision.candidates[index]).own);
         Ok(Choice { index, reason: Reason::LeastCost })
     }
 
     fn value(&self, decision: &Decision<'_>, candidate: &Candidate) -> Option<f64> {
-        Some(f64::from(self.cost(decision, candidate, self.eviction(decision))))
+        Some(f64::from(self.cost(decision, candidate, &self.outlook(decision)).0))
     }
 }

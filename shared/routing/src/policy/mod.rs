@@ -300,7 +300,7 @@ pub fn least<K: Ord + Copy>(
 pub fn least_f64(
     candidates: &[Candidate],
     rng: &mut Rng,
-    key: impl Fn(&Candidate) -> Option<f64>,
+    mut key: impl FnMut(&Candidate) -> Option<f64>,
 ) -> Option<usize> {
     // One pass: a measure may cost more than a branch that is mispredicted now and then.
     let (mut best, mut found, mut ties) = (f64::INFINITY, None, 0);

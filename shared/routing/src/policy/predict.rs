@@ -11,6 +11,8 @@ pub(super) const ANSWER_TOKENS: f32 = 500.0;
 pub struct Predicted {
     /// The request's own prefill work.
     pub own: f32,
+    /// What a prompt token costs there.
+    pub prefill: f32,
     /// Prefill work queued before it.
     pub queue: f32,
     /// Requests decoding there now, a count.
@@ -49,6 +51,7 @@ impl Decision<'_> {
         let room = self.room_wait(candidate, step);
         Predicted {
             own,
+            prefill: constants.prefill,
             queue: left,
             batch,
             step,

@@ -1,6 +1,7 @@
 //! Rules by table. What holds for every policy is in `tests/policies.rs`.
 
 mod aibrix;
+mod costs;
 mod sums;
 mod tables;
 
