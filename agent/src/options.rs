@@ -97,7 +97,7 @@ pub struct AgentOptions {
     /// Certificate and key; the role must be agent.
     pub identity: Identity,
     /// Unique name of the instance. Default: the name in the certificate, or for a certificate that may bear any
-    /// name the advertised address.
+    /// name the host's name and six hexadecimal digits that follow from the advertised address.
     pub name: Option<String>,
     /// `host:port` at which gateways reach the engine. Default: that of `engine_url`.
     pub advertise: Option<String>,
@@ -241,7 +241,7 @@ impl Settings {
             );
         }
         let name = name.unwrap_or_else(|| match identity.peer().name.as_str() {
-            fairlead_transport::ANY_NAME => address.replace(['[', ']'], ""),
+            fairlead_transport::ANY_NAME => name_at(&host_name(), &address),
             own => own.to_owned(),
         });
         let bad_name = |why: String| AgentError::Name { name: name.clone(), why };
@@ -292,8 +292,7 @@ impl Settings {
     /// Where in a period this agent begins. It follows from the name, so that many agents started together, in one
     /// process or in one rollout, do not act in step.
     pub fn phase(&self, period: Duration) -> Duration {
-        let hash = self.name.bytes().fold(0, |hash, byte| mix(hash ^ u64::from(byte) ^ 0x5bd1_e995));
-        period.mul_f64((hash >> 11) as f64 / (1u64 << 53) as f64)
+        period.mul_f64((hash_of(&self.name) >> 11) as f64 / (1u64 << 53) as f64)
     }
 
     /// What is known of the instance before its engine has been asked.
@@ -314,6 +313,23 @@ impl Settings {
             labels: self.labels.clone(),
         }
     }
+}
+
+fn hash_of(text: &str) -> u64 {
+    text.bytes().fold(0, |hash, byte| mix(hash ^ u64::from(byte) ^ 0x5bd1_e995))
+}
+
+/// This machine's name; `engine` where it has none that can be read.
+fn host_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = host.trim();
+    if host.is_empty() { "engine".into() } else { host.into() }
+}
+
+/// Name of the engine at `address` on the machine `host`: the same after every start, another for each engine of the
+/// machine, and no address, for clients are told it.
+fn name_at(host: &str, address: &str) -> String {
+    format!("{host}-{:06x}", hash_of(address) >> 40)
 }
 
 /// The host of `host:port`, brackets of an IPv6 address removed.
@@ -338,7 +354,22 @@ fn is_local(address: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::host_of;
+    use super::{host_name, host_of, name_at};
+
+    #[test]
+    fn a_name_is_kept_and_is_no_address() {
+        let name = name_at("node-7", "10.0.0.1:8000");
+        assert_eq!(name, name_at("node-7", "10.0.0.1:8000"));
+        let (host, digits) = name.rsplit_once('-').expect("two parts");
+        assert!(
+            host == "node-7" && digits.len() == 6 && digits.bytes().all(|b| b.is_ascii_hexdigit()),
+            "{name}"
+        );
+        let others: std::collections::BTreeSet<_> =
+            (8000..8064).map(|port| name_at("node-7", &format!("10.0.0.1:{port}"))).collect();
+        assert_eq!(others.len(), 64);
+        assert!(!host_name().is_empty());
+    }
 
     #[test]
     fn hosts_of_addresses() {

@@ -411,7 +411,7 @@ mod tests {
         let bad = label(&routing, "locked", Asked { profile: Some("nope"), ..Asked::default() });
         assert!(bad.contains("nope") && bad.contains("plain, chat, long, some, auto"), "{bad}");
         let without = Routing::new(&RoutingOptions::default()).unwrap();
-        assert_eq!(label(&without, "m", Asked { profile: Some("x"), ..Asked::default() }), "prefix-cache");
+        assert_eq!(label(&without, "m", Asked { profile: Some("x"), ..Asked::default() }), "cost");
         let wrong = |options: RoutingOptions| Routing::new(&options).unwrap_err().to_string();
         let options = RoutingOptions { policy: "nope".into(), ..RoutingOptions::default() };
         assert!(wrong(options).starts_with("policy: "));

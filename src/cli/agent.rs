@@ -31,7 +31,8 @@ pub struct AgentArgs {
     /// Address at which gateways reach the engine; default is the engine URL's
     #[arg(long, value_name = "HOST:PORT")]
     advertise: Option<String>,
-    /// Unique name of the instance; default is the advertised address
+    /// Unique name of the instance, which clients are told; default is the certificate's, else the host's name and six
+    /// digits that follow from the advertised address
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
     /// Where to serve /metrics and /healthz

@@ -153,12 +153,12 @@ pub fn options(config: &Config) -> anyhow::Result<(GatewayOptions, ControlOption
 }
 
 fn instances(section: &Gateway) -> Vec<fairlead_wire::msg::InstanceInfo> {
-    let known = |instance: &fairlead_config::Instance| {
+    let known = |(at, instance): (usize, &fairlead_config::Instance)| {
         let address = instance.url.as_ref()?.authority().to_string();
         let models = instance.models.clone();
-        Some(StaticInstance { name: instance.name()?, address, models }.info())
+        Some(StaticInstance { name: instance.name(at), address, models }.info())
     };
-    section.instances.iter().filter_map(known).collect()
+    section.instances.iter().enumerate().filter_map(known).collect()
 }
 
 /// A name that no other gateway of the cluster has.

@@ -84,7 +84,7 @@ mod tests {
         };
         let configured = PolicyText::parse("round-robin").unwrap();
         for (configured, ours, theirs, want) in [
-            (None, "unset", "unset", "prefix-cache"),
+            (None, "unset", "unset", "cost"),
             (None, "unset", "random", "random"),
             (None, "", "random", "random"),
             (None, "least-request", "random", "least-request"),

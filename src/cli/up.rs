@@ -30,7 +30,8 @@ const LISTED: usize = 8;
 #[derive(Args)]
 #[command(group = ArgGroup::new("engines").required(true).multiple(true).args(["engine", "sim"]))]
 pub struct UpArgs {
-    /// An engine that runs, for example http://127.0.0.1:8000; repeatable
+    /// An engine that runs, for example http://127.0.0.1:8000; repeatable. They are named engine-1, engine-2 and so on in
+    /// the order given
     #[arg(long, value_name = "URL")]
     engine: Vec<String>,
     #[command(flatten)]
@@ -41,8 +42,8 @@ pub struct UpArgs {
     /// Where /metrics, /healthz, /readyz and /debug/* are served
     #[arg(long, default_value = "127.0.0.1:8081", value_name = "ADDR")]
     admin: SocketAddr,
-    /// How an instance is picked: a policy's name, such as prefix-cache or least-request, or several with weights, such
-    /// as prefix-cache:2,least-request:1; without it what FAIRLEAD_POLICY or ROUTING_ALGORITHM says, else prefix-cache
+    /// How an instance is picked: a policy's name, such as cost or prefix-cache, or several with weights, such as
+    /// prefix-cache:2,least-request:1; without it what FAIRLEAD_POLICY or ROUTING_ALGORITHM says, else cost
     #[arg(long, value_name = "NAME")]
     policy: Option<PolicyText>,
     /// Shard threads; default is one per core, less one from four cores up
@@ -126,7 +127,10 @@ impl Parts {
         let mut agents = Vec::new();
         for (number, engine) in engines.iter().enumerate() {
             let mut options = AgentOptions::new(engine, scheduler.addr().to_string(), identity.clone());
-            options.name = number.checked_sub(args.engine.len()).map(|number| format!("sim-{number}"));
+            options.name = Some(match number.checked_sub(args.engine.len()) {
+                Some(number) => format!("sim-{number}"),
+                None => format!("engine-{}", number + 1),
+            });
             agents.push(Agent::start(options).with_context(|| format!("--engine {engine}"))?);
         }
         Ok(Self { authority, scheduler, sims, agents, engines })

@@ -274,7 +274,9 @@ class Fleet:
         assert name, answer
         if match := re.fullmatch(r"sim-(\d+)", name):
             return self.engines[int(match[1])]
-        return name
+        match = re.fullmatch(r"(?:engine|instance)-(\d+)", name)
+        assert match, f"{name} is an address, or of another fleet"
+        return self.engines[int(match[1]) - 1]
 
     def control(self, *which, **faults):
         """Sets the faults of some engines (none named: all)."""

@@ -238,6 +238,25 @@ def test_ending_waits_for_streams(driver, number):
         assert up.proc.wait(10) == 0
 
 
+def test_instances_without_names_are_counted_and_the_default_policy_serves_them():
+    """No address ever reaches a client, and without a word about policies `cost` decides."""
+    with contextlib.ExitStack() as stack:
+        sims = [stack.enter_context(Process("sim", "--listen", "127.0.0.1:0", "--speed", 20)) for _ in range(2)]
+        engines = [arg for sim in sims for arg in ("--engine", sim.url)]
+        unset = {"FAIRLEAD_POLICY": "", "ROUTING_ALGORITHM": ""}
+        up = stack.enter_context(Process("up", *engines, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", env=unset))
+        assert up.field("policy") == "cost"
+        names = []
+        for _ in range(2):
+            with Raw(up.url) as client:
+                ask = request(chat(), headers=("routing-strategy: round-robin",))
+                names.append(client.send(ask).answer().header("x-fairlead-instance"))
+        assert sorted(names) == ["engine-1", "engine-2"]
+        with Raw(up.url) as client:
+            answer = client.send(request(chat(), headers=("x-fairlead-explain: 1",))).answer()
+            assert json.loads(answer.header("x-fairlead-explain"))["policy"] == "cost"
+
+
 def refused(url):
     try:
         Raw(url, timeout=1).close()

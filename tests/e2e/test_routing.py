@@ -218,10 +218,11 @@ def test_the_environment_names_a_policy_where_the_configuration_does_not(tmp_pat
 
 def test_settings_of_policies_change_what_they_do(tmp_path):
     # With a hit rate of 1 a prompt that is held but for its end counts as a miss.
-    with talking(tmp_path, "  policies: {prefix-cache: {hit_rate: 1}}\n") as (_, client):
+    named = "  policy: prefix-cache\n"
+    with talking(tmp_path, named + "  policies: {prefix-cache: {hit_rate: 1}}\n") as (_, client):
         send(client)
         assert explained(client, body=chat(content=LONG + "More. " * 400))["reason"] == "prefix_miss"
-    with talking(tmp_path, "", name="default") as (_, client):
+    with talking(tmp_path, named, name="default") as (_, client):
         send(client)
         assert explained(client, body=chat(content=LONG + "More. " * 400))["reason"] == "prefix_hit"
 
@@ -271,4 +272,4 @@ def test_decisions_are_logged_by_sample(tmp_path):
             until(lambda: len(lines()) == wanted, what=f"{wanted} decisions in the log")
             for line in lines():
                 said, _ = json.JSONDecoder().raw_decode(line[line.index('{"policy"'):])
-                assert said["policy"] == "prefix-cache"
+                assert said["policy"] == "cost"

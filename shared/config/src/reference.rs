@@ -23,7 +23,7 @@ identity: /etc/fairlead/gateway
 gateway:
   listen: 0.0.0.0:8080
   scheduler: scheduler.internal:7400
-  policy: prefix-cache
+  policy: cost
 log:
   level: info
 ```

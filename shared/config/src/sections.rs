@@ -67,7 +67,7 @@ section! {
         /// Folder with the gateway's certificate and key. Needed with `scheduler`.
         identity: Option<PathBuf> = None;
         /// How an instance is picked, unless the request, its profile or its model says otherwise. Without it: what the
-        /// environment's `FAIRLEAD_POLICY` says, else its `ROUTING_ALGORITHM`, else `prefix-cache`.
+        /// environment's `FAIRLEAD_POLICY` says, else its `ROUTING_ALGORITHM`, else `cost`.
         policy: Option<PolicyText> = None;
         /// Whatever requests ask for, and whatever their profile says, their model's policy or this one decides.
         policy_locked: bool = false;
@@ -127,7 +127,8 @@ section! {
 section! {
     /// Each is an engine, or anything that speaks OpenAI's routes.
     pub struct Instance {
-        /// Its name in metrics and logs. Without it: host and port of the URL.
+        /// Its name in metrics and logs, and what clients are told. Without it: `instance-1` for the first in the list,
+        /// and so on.
         name: Option<String> = None;
         /// Where it is. Must be given.
         url: Option<HttpUrl> = None;
@@ -245,8 +246,8 @@ section! {
         advertise: Option<HostPort> = None;
         /// Address of `/metrics`, `/healthz` and `/readyz`.
         listen: Option<SocketAddr> = Some(here(7402));
-        /// Name of the instance, unique in the cluster. Without it: the name in the certificate, or the advertised
-        /// address where the certificate fits any name.
+        /// Name of the instance, unique in the cluster; clients are told it. Without it: the name in the certificate, or
+        /// where that fits any name the host's name and six hexadecimal digits that follow from the advertised address.
         name: Option<String> = None;
         /// Interval of reading the engine's metrics while it works.
         scrape_busy: Duration = ms(250) => ms(10), secs(60);
@@ -313,9 +314,11 @@ impl Check for Gateway {
             let at = join(path, "default_profile");
             return Err(ConfigError::value(&at, format!("{name:?}"), allowed));
         }
-        let mut names: Vec<String> = self.instances.iter().filter_map(Instance::name).collect();
-        names.sort_unstable();
-        match names.windows(2).find(|pair| pair[0] == pair[1]) {
+        let names = self.instances.iter().enumerate().map(|(at, instance)| instance.name(at));
+        let urls = self.instances.iter().filter_map(|instance| instance.url.as_ref());
+        let mut taken = [names.collect(), urls.map(|url| url.authority().to_string()).collect::<Vec<_>>()];
+        taken.iter_mut().for_each(|taken| taken.sort_unstable());
+        match taken.iter().flat_map(|taken| taken.windows(2)).find(|pair| pair[0] == pair[1]) {
             Some(pair) => {
                 let at = join(path, "instances");
                 Err(ConfigError::value(
@@ -330,9 +333,10 @@ impl Check for Gateway {
 }
 
 impl Instance {
-    /// The name given, or host and port.
-    pub fn name(&self) -> Option<String> {
-        self.name.clone().or_else(|| Some(self.url.as_ref()?.authority().to_string()))
+    /// The name given, or `instance-1` and so on by its place in the list, which counts from 0. Clients are told names:
+    /// the address would be none.
+    pub fn name(&self, place: usize) -> String {
+        self.name.clone().unwrap_or_else(|| format!("instance-{}", place + 1))
     }
 }
 

@@ -55,8 +55,8 @@ log: {level: "warn,fairlead_agent=debug", format: json}
     assert_eq!(gateway.base_path.as_str(), "/api/predict/chat");
     assert_eq!(gateway.scheduler.as_ref().map(|s| s.as_str()), Some("scheduler.internal:7400"));
     assert_eq!(gateway.policy.as_ref().map(|policy| policy.as_str()), Some("round-robin"));
-    let names: Vec<_> = gateway.instances.iter().filter_map(|instance| instance.name()).collect();
-    assert_eq!(names, ["a", "engine-b:80"]);
+    let names: Vec<_> = (0..).zip(&gateway.instances).map(|(at, instance)| instance.name(at)).collect();
+    assert_eq!(names, ["a", "instance-2"], "never an address");
     assert_eq!(gateway.instances[0].models, ["m1", "m2"]);
     assert_eq!((gateway.max_body, gateway.max_head.bytes()), (Size::mib(1), 8192));
     assert_eq!((gateway.retry_count, gateway.retry.backoff), (0, Duration::from_millis(20)));
@@ -115,6 +115,10 @@ fn refusals_name_key_value_and_what_is_allowed() {
         (
             "gateway: {instances: [{url: 'http://a/v1'}]}",
             &["gateway.instances[0].url", "http://a:80/v1", "path"],
+        ),
+        (
+            "gateway: {instances: [{url: 'http://a', models: [m], name: instance-2}, {url: 'http://b', models: [m]}]}",
+            &["gateway.instances", "instance-2", "twice"],
         ),
         (
             "gateway: {instances: [{url: 'http://a', models: [m]}, {url: 'http://a:80', models: [m]}]}",

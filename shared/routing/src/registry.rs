@@ -83,7 +83,7 @@ registry! {
 impl Default for PolicyName {
     /// What is used where nothing is configured.
     fn default() -> Self {
-        Self::PrefixCache
+        Self::Cost
     }
 }
 
