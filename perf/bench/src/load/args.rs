@@ -61,7 +61,10 @@ pub struct LoadArgs {
         value_name = "BYTES"
     )]
     pub token_bytes: u32,
-    /// Closed loop: this many requests (or conversations) at any time
+    /// The engines' chat template adds nothing to a message; without this it adds what simulated engines' does
+    #[arg(long, help_heading = "Recorded traffic", requires = "trace")]
+    pub bare_template: bool,
+    /// Closed loop: this many requests (or conversations) at any time; a trace's own times do not count then
     #[arg(long, conflicts_with = "rate")]
     pub concurrency: Option<u32>,
     /// Open loop: requests per second, Poisson arrivals; conversations start at this rate divided by their turns
@@ -197,10 +200,10 @@ impl LoadArgs {
         self.check()?;
         let arrivals = match (trace.timed(), self.rate, self.concurrency) {
             (true, None, None) => Arrivals::Recorded,
-            (true, rate, _) => {
-                let option = if rate.is_some() { "rate" } else { "concurrency" };
+            (true, None, Some(c)) => Arrivals::Closed(c),
+            (true, Some(_), _) => {
                 return Err(BadArgs {
-                    option,
+                    option: "rate",
                     reason: "this trace has times of its own; use --speed".into(),
                 });
             }

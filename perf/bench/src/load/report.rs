@@ -8,6 +8,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Instant;
 
+/// A good answer begins before this, microseconds.
+const GOOD_TTFT: u64 = 2_000_000;
+/// A good answer's mean time between tokens is below this, microseconds.
+const GOOD_TPOT: u64 = 50_000;
 /// Longest time told apart, microseconds.
 const LONGEST: u64 = 3_600_000_000;
 /// Instances told apart; further ones are counted together.
@@ -74,6 +78,8 @@ pub struct Report {
     pub ttft_s: Quantiles,
     /// Time per output token after the first, milliseconds.
     pub tpot_ms: Quantiles,
+    /// Share of the requests answered with their first token within 2 s and less than 50 ms between tokens.
+    pub goodput: Option<f64>,
     /// Time to the end of the answer, seconds.
     pub latency_s: Quantiles,
     /// How late requests were sent, milliseconds.
@@ -206,7 +212,9 @@ pub(crate) struct Recorder {
     lag: Histogram<u64>,
     last_end: Instant,
     measured_from: Option<Instant>,
+    measured: u64,
     measured_ok: u64,
+    good: u64,
     no_usage: u64,
     pub report: Report,
 }
@@ -240,7 +248,9 @@ impl Recorder {
             lag: histogram()?,
             last_end: start,
             measured_from: None,
+            measured: 0,
             measured_ok: 0,
+            good: 0,
             no_usage: 0,
             report: Report::default(),
         })
@@ -256,6 +266,7 @@ impl Recorder {
         if warm_up {
             r.warm_up += 1;
         } else {
+            self.measured += 1;
             self.measured_from = Some(self.measured_from.map_or(due, |t| t.min(due)));
         }
         if let Some(name) = &o.instance {
@@ -294,10 +305,13 @@ impl Recorder {
         let tokens = o.usage.map_or(o.chunks, |u| u.completion);
         r.output_tokens += tokens;
         if let (Some(first), Some(last)) = (o.first_token, o.last_token) {
-            self.ttft.saturating_record(micros(due, first));
+            let ttft = micros(due, first);
+            let tpot = micros(first, last) / tokens.saturating_sub(1).max(1);
+            self.ttft.saturating_record(ttft);
             if tokens > 1 && last > first {
-                self.tpot.saturating_record(micros(first, last) / (tokens - 1));
+                self.tpot.saturating_record(tpot);
             }
+            self.good += u64::from(ttft < GOOD_TTFT && (tokens <= 1 || tpot < GOOD_TPOT));
         }
         match o.usage {
             Some(u) => {
@@ -329,6 +343,7 @@ impl Recorder {
         let per = |n: u64| if measured > 0.0 { n as f64 / measured } else { 0.0 };
         r.throughput_rps = per(self.measured_ok);
         r.output_tokens_per_s = per(r.output_tokens);
+        r.goodput = (self.measured > 0).then(|| self.good as f64 / self.measured as f64);
         if r.prompt_tokens > 0 {
             r.hit_ratio = Some(r.cached_tokens as f64 / r.prompt_tokens as f64);
         }

@@ -139,7 +139,7 @@ impl Player {
             seed: args.seed,
             head,
             tail,
-            frame: Frame::of_sim(),
+            frame: if args.bare_template { Frame { before: 0, behind: 0 } } else { Frame::of_sim() },
         }
     }
 }

@@ -3,6 +3,8 @@
 pub mod decision;
 pub mod index;
 #[cfg(feature = "fleet")]
+pub mod life;
+#[cfg(feature = "fleet")]
 pub mod propagation;
 
 use std::io::Write as _;
@@ -49,6 +51,12 @@ pub const PROGRAMS: &[Program] = &[
         name: "propagation",
         about: "from agent and gateway through the scheduler to the shards of other processes: time, rate, joining",
         run: propagation::run,
+    },
+    #[cfg(feature = "fleet")]
+    Program {
+        name: "life",
+        about: "a trace on live gateway and simulated engines beside its replay: TTFT, hits, goodput",
+        run: life::run,
     },
 ];
 

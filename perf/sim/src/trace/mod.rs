@@ -16,8 +16,10 @@
 //! evenly up to the next time, over [`SLOT`] at most.
 
 mod text;
+mod words;
 
 pub use text::{Frame, Writer};
+pub use words::{BARE_TEMPLATE, tokenizer};
 
 use flate2::read::MultiGzDecoder;
 use serde::Deserialize;
