@@ -195,6 +195,24 @@ fn what_is_lost_is_said_and_the_next_dump_heals_it() {
     assert_eq!((held(&desk), desk.truth.stats().events_ignored), (vec![], 1));
 }
 
+/// A scheduler that was restarted is told of a cache whose pages were evicted from anywhere.
+#[test]
+fn an_account_of_a_cache_with_holes_is_known_in_full() {
+    for seed in 0..200 {
+        let mut rng = Rng(seed);
+        let mut cache = Cache::default();
+        for _ in 0..rng.below(60) {
+            let path = rng.path(24);
+            cache.store(&path, false);
+            cache.remove(&mut rng);
+        }
+        let (mut desk, _) = desk(roomy());
+        desk.says(1, events(0, true, cache.dump()));
+        let known: BTreeSet<u64> = held(&desk).into_iter().collect();
+        assert_eq!((known, desk.truth.targets()[0].cache), (cache.held, CacheSource::Events), "seed {seed}");
+    }
+}
+
 #[test]
 fn a_new_session_that_goes_on_without_a_dump_is_partial_and_one_without_events_counts_by_placements() {
     let (mut desk, _) = desk(roomy());

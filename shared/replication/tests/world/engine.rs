@@ -48,15 +48,22 @@ impl Cache {
         vec![CacheOp::Clear]
     }
 
-    /// All that is held, blocks before those that follow them.
+    /// All that is held, blocks before those that follow them. As an agent does it: blocks above that are not held may be
+    /// unknown to whoever is told, so they are told along and taken back.
     pub fn dump(&self) -> Vec<CacheOp> {
-        let mut blocks: Vec<&Vec<u64>> = self.held.iter().map(|block| &self.paths[block]).collect();
-        blocks.sort_unstable_by_key(|path| path.len());
-        let store = |path: &&Vec<u64>| {
+        let mut paths: Vec<&Vec<u64>> = self.held.iter().map(|block| &self.paths[block]).collect();
+        paths.sort_unstable_by_key(|path| path.len());
+        let mut ops = Vec::new();
+        for path in paths {
             let at = path.len() - 1;
-            CacheOp::Store { above: above(path, at), blocks: path[at..].to_vec() }
-        };
-        blocks.iter().map(store).collect()
+            let from =
+                path[..at].iter().rposition(|block| self.held.contains(block)).map_or(0, |held| held + 1);
+            ops.push(CacheOp::Store { above: above(path, from), blocks: path[from..].to_vec() });
+            if from < at {
+                ops.push(remove(path, from, at));
+            }
+        }
+        ops
     }
 }
 
