@@ -250,6 +250,19 @@ fn one_target_of_events_cannot_take_the_index() {
     assert_eq!(held(&desk).len(), 600);
 }
 
+/// A scheduler that was restarted knows nothing of an engine that has been full for long.
+#[test]
+fn the_first_account_is_not_bound_by_what_an_engine_was_believed_to_keep() {
+    let mut desk = Desk::new(roomy());
+    desk.hello(1, Role::Agent, "a", 1);
+    desk.register(1, InstanceInfo { kv_blocks: Some(2_000), block_size: Some(16), ..instance("a", 1) });
+    // Until events come, placements count, and no more of them than the engine keeps.
+    let account: Vec<CacheOp> = paths(90, 20).into_iter().map(|path| store(&[], &path)).collect();
+    assert!(desk.truth.targets()[0].believed_blocks.is_some_and(|room| room < 1_800));
+    desk.says(1, events(0, true, account));
+    assert_eq!((held(&desk).len(), desk.truth.targets()[0].cache), (1_800, CacheSource::Events));
+}
+
 #[test]
 fn the_index_stands_still_while_a_snapshot_is_encoded_and_nothing_is_left_out() {
     let (mut desk, id) = desk(TruthConfig { chunk_bytes: 600, ..roomy() });

@@ -45,6 +45,10 @@ impl Truth {
         // Events that go on where another session stopped say nothing of what lies between.
         let continues = first && !events.replace;
         let known = target.cache;
+        if known == CacheSource::Placements {
+            // From here on it says itself what it holds: what engines of its size are believed to keep bounds nothing.
+            target.cache = CacheSource::PartialEvents;
+        }
         if events.replace || known == CacheSource::Placements {
             self.clear_target(id);
         }
@@ -76,7 +80,8 @@ impl Truth {
             target.incomplete |= incomplete;
             let partial = events.partial || target.incomplete;
             let cache = if partial { CacheSource::PartialEvents } else { CacheSource::Events };
-            if std::mem::replace(&mut target.cache, cache) != cache {
+            target.cache = cache;
+            if cache != known {
                 let described = target.describe();
                 self.push(Op::Target(described));
             }
