@@ -71,7 +71,7 @@ impl Fleet {
                 kv_events: Some(KvEvents::default()),
                 ..SimOptions::default()
             })?;
-            let mut options = AgentOptions::new(&engine.url(), address.clone(), identity.clone());
+            let mut options = AgentOptions::new(engine.url(), address.clone(), identity.clone());
             options.name = Some(format!("sim-{number}"));
             fleet.engines.push((engine, host));
             let _context = fleet.runtime.enter();
