@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use clap::Parser;
 use fairlead_bench::kit::alloc::Counting;
 use fairlead_bench::programs::{Options, PROGRAMS, present, say};
@@ -24,6 +24,12 @@ struct Args {
     /// Write the rows there as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// `routing`: fail where a bar is missed.
+    #[arg(long)]
+    check: bool,
+    /// `routing`: put the tables into this document, between the lines made for them.
+    #[arg(long, value_name = "FILE")]
+    write: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -48,5 +54,10 @@ fn run(args: &Args) -> anyhow::Result<()> {
         let names: Vec<_> = PROGRAMS.iter().map(|p| p.name).collect();
         format!("no benchmark `{}`; there are: {}", args.name, names.join(", "))
     })?;
-    present(program.name, args.json.as_deref(), |sheet| (program.run)(&Options { quick: args.quick }, sheet))
+    ensure!(
+        program.name == "routing" || !(args.check || args.write.is_some()),
+        "--check and --write are for `routing`"
+    );
+    let options = Options { quick: args.quick, check: args.check, write: args.write.clone() };
+    present(program.name, args.json.as_deref(), |sheet| (program.run)(&options, sheet))
 }

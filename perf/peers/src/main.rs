@@ -44,7 +44,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args, sheet: &mut Sheet) -> anyhow::Result<()> {
-    let plan = Plan::new(&Options { quick: args.quick });
+    let plan = Plan::new(&Options { quick: args.quick, ..Options::default() });
     for targets in [512, 1000] {
         compare(&plan, targets, sheet)?;
     }

@@ -105,6 +105,19 @@ pub struct Progress {
     pub finished: bool,
 }
 
+/// A sequence that has no first token yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Prefilling<'a> {
+    /// The sequence.
+    pub id: SeqId,
+    /// Length of its prompt.
+    pub prompt_tokens: u32,
+    /// Tokens of it that are computed or came from the cache; `None` while it waits.
+    pub computed: Option<u32>,
+    /// Chained hashes of the prompt's full blocks.
+    pub path: &'a Arc<[u64]>,
+}
+
 /// What a step reads of a sequence, apart from the rest, so that a batch is few cache lines.
 #[derive(Clone, Copy, Debug)]
 struct Pace {
@@ -172,6 +185,7 @@ impl Seqs {
 }
 
 /// The place of a sequence.
+#[inline]
 fn place(id: SeqId) -> usize {
     (id & 0xffff_ffff) as usize
 }
@@ -191,6 +205,8 @@ pub struct Model {
     waiting: VecDeque<SeqId>,
     running: Vec<SeqId>,
     step: Vec<Part>,
+    /// How many steps of that form are under way, one after the other.
+    times: u32,
     stats: Stats,
     changes: Vec<CacheChange>,
 }
@@ -210,6 +226,7 @@ impl Model {
             waiting: VecDeque::new(),
             running: Vec::new(),
             step: Vec::new(),
+            times: 1,
             stats,
             changes: Vec::new(),
         }
@@ -283,6 +300,39 @@ impl Model {
         u64::from(self.cache.used()) * u64::from(self.options.block_tokens)
     }
 
+    /// Sequences past their prompt, and the tokens of context that they have in all.
+    pub fn decoding(&self) -> (u32, u64) {
+        let paces = self.running.iter().map(|id| &self.seqs.paces[place(*id)]);
+        let decoding = paces.filter(|pace| pace.computed >= pace.prompt);
+        decoding.fold((0, 0), |(n, context), pace| {
+            (n + 1, context + u64::from(pace.prompt) + u64::from(pace.emitted))
+        })
+    }
+
+    /// The sequences whose prompt is not computed yet, in the order in which their chunks come.
+    pub fn prefilling(&self) -> impl Iterator<Item = Prefilling<'_>> {
+        let running = self.running.iter().filter(|id| {
+            let pace = &self.seqs.paces[place(**id)];
+            pace.computed < pace.prompt
+        });
+        let of = |id: SeqId, waiting: bool| {
+            let pace = &self.seqs.paces[place(id)];
+            self.seqs.get(id).map(|seq| Prefilling {
+                id,
+                prompt_tokens: pace.prompt,
+                computed: (!waiting).then_some(pace.computed),
+                path: &seq.spec.path,
+            })
+        };
+        let running = running.filter_map(move |id| of(*id, false));
+        running.chain(self.waiting.iter().filter_map(move |id| of(*id, true)))
+    }
+
+    /// Leading blocks of a prompt that would be found in the cache now.
+    pub fn cached_blocks(&self, path: &[u64], prompt_tokens: u32) -> u32 {
+        self.found(path, prompt_tokens).0 as u32
+    }
+
     /// Prompt tokens of waiting sequences that would have to be computed.
     pub fn waiting_uncached_tokens(&self) -> u64 {
         self.waiting
@@ -338,7 +388,33 @@ impl Model {
 
     /// Composes the next step and says how many seconds it takes; `None` when there is nothing to do.
     pub fn begin_step(&mut self, now: f64) -> Option<f64> {
+        self.compose(now).map(|work| self.options.profile.step_seconds(&work))
+    }
+
+    /// As [`Self::begin_step`]; where the step makes one token of every running sequence and nothing else, more of
+    /// them are begun at once: as many as end by `until`, up to the one that ends a sequence. For
+    /// [`ModelOptions::sparse`], and callers who enter nothing before `until`.
+    pub fn begin_steps(&mut self, now: f64, until: f64) -> Option<f64> {
+        let work = self.compose(now)?;
+        let (profile, n) = (&self.options.profile, self.running.len());
+        let seconds = profile.step_seconds(&work);
+        if work.prefill_tokens > 0 || self.step.len() < n {
+            return Some(seconds);
+        }
+        let left = self.running.iter().map(|id| &self.seqs.paces[place(*id)]);
+        let most = left.map(|pace| pace.output.saturating_sub(pace.emitted)).min().unwrap_or(1);
+        // Each step has one token of context more for each sequence: k steps take k·seconds + k·(k - 1)·more.
+        let more = profile.decode_context * n as f64 / 2.0;
+        let (linear, room) = (seconds - more, (until - now).clamp(0.0, 1e9));
+        let times = 2.0 * room / (linear + (linear * linear + 4.0 * more * room).sqrt());
+        self.times = (times as u32).min(most).max(1);
+        let times = f64::from(self.times);
+        Some(times * (linear + times * more))
+    }
+
+    fn compose(&mut self, now: f64) -> Option<StepWork> {
         self.step.clear();
+        self.times = 1;
         let mut budget = self.options.profile.token_budget;
         let mut work = StepWork::default();
         for &id in &self.running {
@@ -382,10 +458,7 @@ impl Model {
             let part = plan(pace, &mut budget, &mut work);
             self.step.push(part);
         }
-        if self.step.is_empty() {
-            return None;
-        }
-        Some(self.options.profile.step_seconds(&work))
+        (!self.step.is_empty()).then_some(work)
     }
 
     /// Applies the step begun last and appends what became of each of its sequences to `out`; with
@@ -393,7 +466,7 @@ impl Model {
     /// are passed over.
     pub fn end_step(&mut self, now: f64, out: &mut Vec<Progress>) {
         let step = std::mem::take(&mut self.step);
-        let sparse = self.options.sparse;
+        let (sparse, times) = (self.options.sparse, self.times);
         let (mut tokens, mut made, mut ended) = (0u64, 0u64, false);
         for part in &step {
             let at = place(part.id);
@@ -403,9 +476,9 @@ impl Model {
                 continue;
             }
             let decoding = pace.computed >= pace.prompt;
-            if decoding && sparse && pace.emitted + 1 < pace.output {
-                pace.emitted += 1;
-                made += 1;
+            if decoding && sparse && pace.emitted + times < pace.output {
+                pace.emitted += times;
+                made += u64::from(times);
                 continue;
             }
             let Some(seq) = &mut self.seqs.rest[at] else { continue };
@@ -425,8 +498,8 @@ impl Model {
                     self.stats.first_token(now - seq.arrived);
                 }
             } else {
-                pace.emitted += 1;
-                made += 1;
+                pace.emitted += times;
+                made += u64::from(times);
                 self.stats.next_token(now - seq.last_token);
             }
             seq.last_token = now;
@@ -456,11 +529,15 @@ impl Model {
 
     /// Blocks and tokens of the prompt found in the cache. The last token is always computed, for its output.
     fn lookup(&self, spec: &SeqSpec) -> (usize, u32) {
+        self.found(&spec.path, spec.prompt_tokens)
+    }
+
+    fn found(&self, path: &[u64], prompt_tokens: u32) -> (usize, u32) {
         if !self.options.prefix_caching {
             return (0, 0);
         }
-        let most = (spec.prompt_tokens.saturating_sub(1) / self.options.block_tokens) as usize;
-        let blocks = self.cache.matched(&spec.path[..most.min(spec.path.len())]);
+        let most = (prompt_tokens.saturating_sub(1) / self.options.block_tokens) as usize;
+        let blocks = self.cache.matched(&path[..most.min(path.len())]);
         (blocks, blocks as u32 * self.options.block_tokens)
     }
 }
@@ -538,6 +615,7 @@ impl Clone for Model {
             waiting: self.waiting.clone(),
             running: self.running.clone(),
             step: self.step.clone(),
+            times: self.times,
             stats: self.stats.clone(),
             changes: self.changes.clone(),
         }
@@ -545,13 +623,14 @@ impl Clone for Model {
 
     /// Into the memory that is there: who tries out what a decision leads to copies engines all the time.
     fn clone_from(&mut self, from: &Self) {
-        let Self { options, cache, seqs, waiting, running, step, stats, changes } = from;
+        let Self { options, cache, seqs, waiting, running, step, times, stats, changes } = from;
         self.options.clone_from(options);
         self.cache.clone_from(cache);
         self.seqs.clone_from(seqs);
         self.waiting.clone_from(waiting);
         self.running.clone_from(running);
         self.step.clone_from(step);
+        self.times = *times;
         self.stats.clone_from(stats);
         self.changes.clone_from(changes);
     }

@@ -276,3 +276,40 @@ mod random {
         }
     }
 }
+
+#[test]
+fn steps_that_only_decode_may_be_taken_at_once() {
+    let sparse = ModelOptions { sparse: true, ..options(400) };
+    let mut m = Model::new(sparse);
+    for i in 0..8 {
+        m.submit(spec(i, 100 + 37 * i as u32, 10 + 13 * i as u32), 0.0).unwrap();
+    }
+    // The cache has no room for this one until some have ended.
+    m.submit(spec(20, 3_000, 5), 0.0).unwrap();
+    let mut slow = m.clone();
+    let play = |m: &mut Model, begin: &dyn Fn(&mut Model, f64) -> Option<f64>| {
+        let (mut now, mut told, mut steps) = (0.0, Vec::new(), 0);
+        while let Some(seconds) = begin(m, now) {
+            now += seconds;
+            steps += 1;
+            let mut out = Vec::new();
+            m.end_step(now, &mut out);
+            told.extend(out.into_iter().map(|p| (p.id, p.emitted, p.finished, (now * 1e9).round())));
+        }
+        (told, steps)
+    };
+    let (one_by_one, many) = play(&mut slow, &|m, now| m.begin_step(now));
+    let (at_once, few) = play(&mut m.clone(), &|m, now| m.begin_steps(now, f64::INFINITY));
+    assert_eq!(at_once, one_by_one);
+    assert!(few * 3 < many, "{few} {many}");
+    // Up to a time, not beyond: each call ends by the next hundredth, or is one step.
+    let by = |now: f64| (now * 100.0).floor() / 100.0 + 0.01;
+    let (in_pieces, some) = play(&mut m, &|m, now| {
+        let before = m.decoding().1;
+        let seconds = m.begin_steps(now, by(now))?;
+        assert!(now + seconds <= by(now) + 1e-12 || m.times == 1, "{before}");
+        Some(seconds)
+    });
+    assert_eq!(in_pieces, one_by_one);
+    assert!(few < some && some <= many);
+}

@@ -65,6 +65,7 @@ struct Entry {
 /// Samples in the order in which their rows shall appear: that of first mention.
 #[derive(Default)]
 pub struct Sheet {
+    pages: Vec<String>,
     entries: Vec<Entry>,
     notes: Vec<String>,
 }
@@ -80,6 +81,11 @@ impl Sheet {
         let entry = self.entry(case, metric);
         entry.baseline_name.get_or_insert_with(|| name.to_owned());
         entry.baseline.push(value);
+    }
+
+    /// Adds text to stand above the table: what its rows are drawn from.
+    pub fn page(&mut self, text: impl Into<String>) {
+        self.pages.push(text.into());
     }
 
     /// Adds a sentence to stand under the table: what a reader must know to read the figures rightly.
@@ -148,6 +154,9 @@ impl Sheet {
         let width: [usize; 9] =
             std::array::from_fn(|i| lines.iter().map(|l| l[i].chars().count()).max().unwrap_or(0));
         let mut out = String::new();
+        for page in &self.pages {
+            let _ = writeln!(out, "{page}");
+        }
         for line in &lines {
             let mut text = String::new();
             for (i, cell) in line.iter().enumerate() {

@@ -6,9 +6,10 @@ pub mod index;
 pub mod life;
 #[cfg(feature = "fleet")]
 pub mod propagation;
+pub mod routing;
 
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context as _;
@@ -18,10 +19,14 @@ use crate::kit::sheet::Sheet;
 use crate::machine;
 
 /// What the command line asked for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     /// End within 50 s on two cores.
     pub quick: bool,
+    /// `routing`: fail where a bar is missed.
+    pub check: bool,
+    /// `routing`: put the tables into this document.
+    pub write: Option<PathBuf>,
 }
 
 /// A benchmark.
@@ -45,6 +50,11 @@ pub const PROGRAMS: &[Program] = &[
         name: "decision",
         about: "from block hashes to reservation: time and allocations",
         run: decision::run,
+    },
+    Program {
+        name: "routing",
+        about: "every policy on recorded traffic in simulation, beside a planner that knows the future",
+        run: routing::run,
     },
     #[cfg(feature = "fleet")]
     Program {

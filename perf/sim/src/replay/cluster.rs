@@ -110,16 +110,36 @@ impl Engine {
         }
     }
 
+    /// Enters a request at the end of the queue. Whoever keeps the clock begins a step where none is under way.
+    ///
+    /// # Errors
+    /// The engine is down or refuses; nothing has changed.
+    pub fn submit(&mut self, request: RequestId, spec: SeqSpec, now: f64) -> Result<(), NotTaken> {
+        if !self.up {
+            return Err(NotTaken::Down);
+        }
+        let at = place(self.model.submit(spec, now)?);
+        if at >= self.requests.len() {
+            self.requests.resize(at + 1, 0);
+            self.begun.resize(at + 1, false);
+        }
+        self.requests[at] = request;
+        self.begun[at] = false;
+        Ok(())
+    }
+
     /// Requests that wait or run.
     pub fn in_flight(&self) -> usize {
         self.model.waiting() + self.model.running()
     }
 
-    fn request(&self, id: SeqId) -> RequestId {
+    /// The request that a sequence of the model is for.
+    pub fn request(&self, id: SeqId) -> RequestId {
         self.requests[place(id)]
     }
 }
 
+#[inline]
 fn place(id: SeqId) -> usize {
     (id & 0xffff_ffff) as usize
 }
@@ -187,6 +207,11 @@ impl World {
     /// The requests.
     pub fn workload(&self) -> &Arc<Workload> {
         &self.workload
+    }
+
+    /// When the steps under way end, and of which instances.
+    pub fn step_ends(&self) -> impl Iterator<Item = (f64, usize)> {
+        self.steps.iter().map(|Reverse((at, instance))| (f64::from_bits(*at), *instance as usize))
     }
 
     /// A copy for trying out what a decision leads to: its caches tell nobody of their changes, and the ends of steps
@@ -260,24 +285,8 @@ impl World {
     /// The instance is down or refuses; nothing has changed.
     pub fn send(&mut self, request: RequestId, instance: usize) -> Result<(), NotTaken> {
         let engine = &mut self.engines[instance];
-        if !engine.up {
-            return Err(NotTaken::Down);
-        }
         let asked = &self.workload.requests[request as usize];
-        let spec = SeqSpec {
-            path: Arc::clone(&asked.path),
-            prompt_tokens: asked.prompt_tokens,
-            output_tokens: asked.output_tokens,
-            limited: false,
-            origin: self.origin.clone(),
-        };
-        let at = place(engine.model.submit(spec, self.now)?);
-        if at >= engine.requests.len() {
-            engine.requests.resize(at + 1, 0);
-            engine.begun.resize(at + 1, false);
-        }
-        engine.requests[at] = request;
-        engine.begun[at] = false;
+        engine.submit(request, asked.spec(self.origin.clone()), self.now)?;
         if !engine.stepping {
             self.begin_step(instance);
         }

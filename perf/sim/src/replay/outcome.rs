@@ -1,6 +1,6 @@
 //! What became of the requests, and the figures of a run.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// One request.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -50,7 +50,7 @@ impl Default for Slo {
 }
 
 /// Figures over the requests after the warm-up.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// Requests counted.
     pub requests: u64,

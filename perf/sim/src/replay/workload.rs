@@ -7,6 +7,8 @@ use std::sync::Arc;
 use ahash::{AHashMap, AHashSet};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use crate::events::Origin;
+use crate::model::SeqSpec;
 use crate::text::mix;
 use crate::trace::{Talk, Trace};
 
@@ -59,6 +61,19 @@ pub struct Request {
     pub session: Option<u64>,
     /// The session's next request, and how many seconds after this one's end it comes.
     pub next: Option<(RequestId, f64)>,
+}
+
+impl Request {
+    /// What it asks of an engine.
+    pub fn spec(&self, origin: Option<Arc<Origin>>) -> SeqSpec {
+        SeqSpec {
+            path: Arc::clone(&self.path),
+            prompt_tokens: self.prompt_tokens,
+            output_tokens: self.output_tokens,
+            limited: false,
+            origin,
+        }
+    }
 }
 
 /// When the first requests of the sessions come.
