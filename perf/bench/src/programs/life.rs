@@ -30,8 +30,10 @@ const ENGINES: usize = 8;
 const SPEED: f64 = 3.0;
 /// Time until the gateway of the replay knows what engines have done, seconds: about what `perf/run propagation` shows.
 const STATE_DELAY: f64 = 0.001;
-/// Seeds of the replay.
-const SEEDS: u64 = 3;
+/// Runs of the replay: at speeds that differ by this share from one to the next. What becomes of a request hangs by
+/// every decision before it, so a run is one draw of many, and seeds draw little with a single gateway.
+const RUNS: u32 = 9;
+const APART: f64 = 0.0005;
 
 #[derive(Parser)]
 struct Load {
@@ -59,10 +61,8 @@ pub fn run(options: &Options, sheet: &mut Sheet) -> anyhow::Result<()> {
     for policy in policies {
         side_by_side(&file, requests, policy, sheet)?;
     }
-    sheet.note(format!(
-        "baseline: the replay, means over {SEEDS} seeds, {} ms state delay",
-        STATE_DELAY * 1e3
-    ));
+    let delay = STATE_DELAY * 1e3;
+    sheet.note(format!("baseline: means over {RUNS} replays, speeds {APART} apart, {delay} ms state delay"));
     sheet.note(format!("trace: {}", file.file_name().unwrap_or_default().display()));
     Ok(())
 }
@@ -102,10 +102,10 @@ fn live(fleet: &Fleet, file: &Path, requests: u64, further: &[&str]) -> anyhow::
 pub fn one_at_a_time(file: &Path, requests: u64, sheet: &mut Sheet) -> anyhow::Result<()> {
     const CASE: &str = "1 engine, one request at a time";
     /// Between two requests of the replay, seconds: more than any takes.
-    const APART: f64 = 1_000.0;
+    const GAP: f64 = 1_000.0;
     let mut trace = trace(file, requests)?;
     for (number, talk) in trace.talks.iter_mut().enumerate() {
-        talk.at = Some(number as f64 * APART);
+        talk.at = Some(number as f64 * GAP);
     }
     let records = replay(&setup(1)?, &workload(&trace, 1.0), "cost", 1)?.records;
     let sum = |of: fn(&Record) -> u32| records.iter().map(|r| u64::from(of(r))).sum::<u64>();
@@ -135,18 +135,26 @@ pub fn one_at_a_time(file: &Path, requests: u64, sheet: &mut Sheet) -> anyhow::R
 /// # Errors
 /// The fleet does not start, or a request fails.
 pub fn side_by_side(file: &Path, requests: u64, policy: &str, sheet: &mut Sheet) -> anyhow::Result<()> {
-    let workload = workload(&trace(file, requests)?, SPEED);
+    let trace = trace(file, requests)?;
     let setup = setup(ENGINES)?;
-    let runs = (1..=SEEDS).map(|seed| Ok(replay(&setup, &workload, policy, seed)?.summary(&Slo::default())));
-    let replayed = Summary::mean(&runs.collect::<anyhow::Result<Vec<_>>>()?);
+    let mut runs = Vec::new();
+    for number in 0..RUNS {
+        let speed = SPEED * (1.0 + APART * (f64::from(number) - f64::from(RUNS / 2)));
+        runs.push(replay(&setup, &workload(&trace, speed), policy, 1)?.summary(&Slo::default()));
+    }
+    let replayed = Summary::mean(&runs);
+    let range = |of: fn(&Summary) -> f64| {
+        let ends = runs.iter().map(of).fold((f64::MAX, f64::MIN), |(low, high), x| (low.min(x), high.max(x)));
+        format!("{:.3} to {:.3}", ends.0, ends.1)
+    };
 
-    say(&format!("{policy}: {} requests in real time ...", workload.requests.len()));
+    say(&format!("{policy}: {} requests in real time ...", trace.requests()));
     let fleet = Fleet::start(ENGINES, policy, 1.0, KV_BLOCKS, BLOCK)?;
     let used = fleet.used();
     let report = live(&fleet, file, requests, &["--speed", &SPEED.to_string()])?;
     let used = fleet.used().since(&used);
     let hits = report.hit_ratio.context("answers told no usage")?;
-    let case = format!("{policy}, {} requests", workload.requests.len());
+    let case = format!("{policy}, {} requests", trace.requests());
     for (name, unit, ours, replayed) in [
         ("ttft_mean_s", "s", report.ttft_s.mean, replayed.ttft_mean_s),
         ("ttft_p50_s", "s", report.ttft_s.p50, replayed.ttft_p50_s),
@@ -170,5 +178,11 @@ pub fn side_by_side(file: &Path, requests: u64, policy: &str, sheet: &mut Sheet)
     write!(note, "engines' steps {:.3} s behind in all; ", fleet.behind())?;
     write!(note, "sent late p50 {:.1} ms, p99 {:.1}", report.send_lag_ms.p50, report.send_lag_ms.p99)?;
     sheet.note(note);
+    sheet.note(format!(
+        "{policy}: the replays' TTFT mean {} s, p50 {} s; hits {}",
+        range(|s| s.ttft_mean_s),
+        range(|s| s.ttft_p50_s),
+        range(|s| s.hit_ratio)
+    ));
     Ok(())
 }
