@@ -225,24 +225,28 @@ mod tests {
         assert_eq!(sink.in_flight(id), InFlight { target: id.pack(), ..Default::default() });
     }
 
-    #[test]
-    fn equal_targets_are_shown_to_cost_the_same() {
-        let (mut sink, info) = sink();
-        let costs = |prefill| Costs {
+    /// Costs with so many observations behind them.
+    fn costs(prefill: f32, seen: u32) -> Costs {
+        Costs {
             prefill,
             attention: 0.001,
             step: 6_000.0,
             sequence: 30.0,
             context: 0.02,
             chunk: 1_024.0,
-            prefills: 90,
-            decodes: 90,
-        };
+            prefills: seen,
+            decodes: seen,
+        }
+    }
+
+    #[test]
+    fn equal_targets_are_shown_to_cost_the_same() {
+        let (mut sink, info) = sink();
         for (slot, prefill) in [(0, 30.0), (1, 33.0), (2, 90.0), (3, 0.0)] {
             let id = TargetId::new(slot, 1);
             sink.target(id, 0, true, CacheSource::Placements, &info);
             if prefill > 0.0 {
-                sink.costs(id, &costs(prefill));
+                sink.costs(id, &costs(prefill, 90));
             }
         }
         sink.publish();
@@ -259,19 +263,9 @@ mod tests {
     fn what_is_learnt_and_told_reaches_decisions_until_the_target_is_forgotten() {
         let (mut sink, info) = sink();
         let id = TargetId::new(3, 1);
-        let costs = |prefill| Costs {
-            prefill,
-            attention: 0.001,
-            step: 6_000.0,
-            sequence: 30.0,
-            context: 0.02,
-            chunk: 1_024.0,
-            prefills: 9,
-            decodes: 9,
-        };
         sink.target(id, 0, true, CacheSource::Placements, &info);
         sink.publish();
-        sink.costs(id, &costs(70.0));
+        sink.costs(id, &costs(70.0, 9));
         let (learnt, counts) = sink.show_costs();
         assert!(learnt.is_empty());
         assert_eq!(counts.unwrap()[&id].shared, (9, 9));
