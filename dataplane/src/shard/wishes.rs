@@ -30,6 +30,25 @@ pub struct Wishes<'h> {
     pub explain: bool,
 }
 
+/// The fields read here.
+const NAMES: [&str; 15] = [
+    "routing-strategy",
+    "config-profile",
+    "external-filter",
+    "x-llm-d-slo-ttft-ms",
+    "x-llm-d-slo-tpot-ms",
+    "x-slo-ttft-ms",
+    "x-slo-tpot-ms",
+    "x-fairlead-explain",
+    "x-aibrix-session-key",
+    "x-session-id",
+    "x-claude-code-session-id",
+    "x-dynamo-session-id",
+    "x-smg-routing-key",
+    "user",
+    "x-user-id",
+];
+
 /// A value found, and the rank of the name it stood under: the lowest wins.
 #[derive(Default)]
 struct Best(Option<(u8, u64)>);
@@ -58,7 +77,8 @@ impl<'h> Wishes<'h> {
         let (mut old_ttft, mut old_tpot) = (None, None);
         for (name, value) in head.for_router(buf) {
             let asked = &mut wishes.asked;
-            match name.to_ascii_lowercase().as_str() {
+            // Their own spelling, since names come in any case: nothing is allocated for it.
+            match NAMES.iter().find(|known| known.eq_ignore_ascii_case(name)).copied().unwrap_or_default() {
                 "routing-strategy" => once(&mut asked.strategy, name, text(name, value, LONGEST)?)?,
                 "config-profile" => once(&mut asked.profile, name, text(name, value, LONGEST)?)?,
                 "external-filter" => once(&mut asked.filter, name, text(name, value, LONGEST_FILTER)?)?,
