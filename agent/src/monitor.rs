@@ -300,6 +300,7 @@ impl Monitor {
             engine_version: description.version.clone(),
             models: description.models.clone(),
             role: description.role,
+            transfer: None,
             dp_ranks: description.dp_ranks,
             block_size: description.block_size,
             kv_blocks: description.kv_blocks,

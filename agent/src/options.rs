@@ -306,6 +306,7 @@ impl Settings {
             engine_version: String::new(),
             models: Vec::new(),
             role: ServingRole::Both,
+            transfer: None,
             dp_ranks: 1,
             block_size: None,
             kv_blocks: None,

@@ -4,10 +4,10 @@
 use std::sync::LazyLock;
 
 use fairlead_wire::msg::{
-    CacheEvents, CacheOp, CacheSource, Costs, Delta, EngineKind, EngineLoad, Feedback, GatewayLoad,
+    CacheEvents, CacheOp, CacheSource, Costs, Delta, EngineKind, EngineLoad, Feedback, GatewayLoad, Handoff,
     HashSpace, Hello, Holding, InFlight, IndexOp, InstanceInfo, LoadUpdate, ModelInfo, Op, PeerLoad,
     Placement, Placements, RankLoad, Recollection, Refuse, RefuseCode, Register, Report, Role, Run,
-    ServingRole, SnapshotChunk, TargetCosts, TargetFeedback, TargetInfo,
+    ServingRole, SnapshotChunk, TargetCosts, TargetFeedback, TargetInfo, Transfer,
 };
 use fairlead_wire::{Frame, Header, Kind, Message, Stamp, TargetId};
 use libfuzzer_sys::fuzz_target;
@@ -71,6 +71,11 @@ fn samples() -> Vec<Message> {
         engine_version: "0.11".into(),
         models: vec![ModelInfo { name: "m".into(), max_model_len: Some(4096), parent: Some("base".into()) }],
         role: ServingRole::Both,
+        transfer: Some(Transfer {
+            bootstrap: Some("host:8998".into()),
+            engine_ids: vec!["e".into()],
+            ..Transfer::new(Handoff::Mooncake)
+        }),
         dp_ranks: 2,
         block_size: Some(16),
         kv_blocks: Some(9000),
@@ -94,6 +99,7 @@ fn samples() -> Vec<Message> {
         ready: true,
         cache: CacheSource::Events,
         costs: Some(costs),
+        leaning: ServingRole::Decode,
         instance: instance.clone(),
     };
     let flight = InFlight {

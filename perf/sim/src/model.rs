@@ -57,6 +57,9 @@ pub struct SeqSpec {
     pub limited: bool,
     /// What the blocks are made of; needed where changes are tracked.
     pub origin: Option<Arc<Origin>>,
+    /// Leading prompt tokens whose KV has come from another instance. The last token is computed here all the same, for
+    /// its output.
+    pub remote: u32,
 }
 
 /// A change of what a prompt can find in the cache.
@@ -408,8 +411,11 @@ impl Model {
             seq.running = true;
             seq.held = blocks;
             seq.private = fresh;
-            pace.computed = tokens;
-            seq.cached = tokens;
+            pace.computed = tokens.max(seq.spec.remote.min(seq.spec.prompt_tokens.saturating_sub(1)));
+            seq.cached = pace.computed;
+            if pace.computed > tokens {
+                publish(seq, pace.computed, &self.options, &mut self.cache, &mut self.changes);
+            }
             seq.admitted = now;
             self.stats.admitted(seq.spec.prompt_tokens, tokens, now - seq.arrived);
             self.running.push(id);

@@ -22,6 +22,7 @@ fn spec(family: u64, prompt: u32, output: u32) -> SeqSpec {
         output_tokens: output,
         limited: true,
         origin: None,
+        remote: 0,
     }
 }
 
@@ -312,4 +313,19 @@ fn steps_that_only_decode_may_be_taken_at_once() {
     });
     assert_eq!(in_pieces, one_by_one);
     assert!(few < some && some <= many);
+}
+
+#[test]
+fn what_another_instance_computed_costs_one_token_and_can_be_found_afterwards() {
+    let mut m = Model::new(options(100));
+    let handed = SeqSpec { remote: 160, ..spec(1, 160, 3) };
+    m.submit(handed, 0.0).unwrap();
+    let (steps, took) = run(&mut m, 0.0);
+    let first = steps[0][0];
+    assert_eq!((steps.len(), first.emitted, first.cached), (3, 1, 159));
+    let profile = &m.options().profile;
+    assert!(took < 3.0 * profile.base + 100.0 * profile.prefill, "{took}");
+    // The whole prompt is there for the next one.
+    assert_eq!(m.cache().matched(&spec(1, 160, 1).path), 10);
+    assert_eq!(m.cache().used(), 0);
 }

@@ -27,6 +27,7 @@ fn entry() -> TargetEntry {
         engine_version: String::new(),
         models: vec![ModelInfo { name: "m".into(), max_model_len: None, parent: None }],
         role: ServingRole::Both,
+        transfer: None,
         dp_ranks: 1,
         block_size: None,
         kv_blocks: None,
@@ -220,7 +221,14 @@ fn ratios(
             index.place(ID, &path, us(now));
             let output_tokens = 1 + rng.below(2 * play.output as usize) as u32;
             let path: Arc<[u64]> = path.into();
-            let spec = SeqSpec { path, prompt_tokens: tokens, output_tokens, limited: true, origin: None };
+            let spec = SeqSpec {
+                path,
+                prompt_tokens: tokens,
+                output_tokens,
+                limited: true,
+                origin: None,
+                remote: 0,
+            };
             if let Ok(id) = engine.submit(spec.clone(), now) {
                 if tokens < 32_000 {
                     sessions.push((spec.path.to_vec(), tokens));

@@ -165,6 +165,7 @@ pub fn instance(name: &str, incarnation: u64) -> InstanceInfo {
         engine_version: "1".into(),
         models: vec![ModelInfo { name: "m".into(), max_model_len: None, parent: None }],
         role: Default::default(),
+        transfer: None,
         dp_ranks: 1,
         block_size: Some(16),
         kv_blocks: Some(1000),

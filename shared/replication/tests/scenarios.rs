@@ -211,6 +211,7 @@ fn ids_of_an_epoch_whose_state_never_came_mean_nothing_in_the_next() {
             ready: true,
             cache: CacheSource::Placements,
             costs: None,
+            leaning: fairlead_wire::msg::ServingRole::Both,
             instance: instance(name, 1),
         };
         let chunk =

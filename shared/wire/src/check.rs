@@ -8,7 +8,7 @@ use crate::limits::{
 use crate::msg::{
     CacheEvents, CacheOp, Costs, Delta, EngineLoad, Feedback, GatewayLoad, Hello, InFlight, IndexOp,
     InstanceInfo, LoadUpdate, Op, Ping, Placements, Pong, RankLoad, Recollection, Refuse, Register, Report,
-    Resume, Run, SnapshotChunk, TargetCosts, TargetInfo, Welcome,
+    Resume, Run, SnapshotChunk, TargetCosts, TargetInfo, Transfer, Welcome,
 };
 use crate::{Slot, TargetId};
 
@@ -173,7 +173,22 @@ impl Check for InstanceInfo {
             name("instance.labels.key", key)?;
             text("instance.labels.value", value, MAX_NAME)?;
         }
-        Ok(())
+        self.transfer.as_ref().map_or(Ok(()), Check::check)
+    }
+}
+
+impl Check for Transfer {
+    fn check(&self) -> Checked {
+        text("instance.transfer.domain", &self.domain, MAX_NAME)?;
+        for (field, place) in
+            [("instance.transfer.bootstrap", &self.bootstrap), ("instance.transfer.peer", &self.peer)]
+        {
+            place.as_ref().map_or(Ok(()), |place| address(field, place))?;
+        }
+        within_opt("instance.transfer.peer_port", self.peer_port, 1, u16::MAX)?;
+        at_most("instance.transfer.engine_ids", self.engine_ids.len(), MAX_RANKS as usize)?;
+        self.engine_ids.iter().try_for_each(|id| text("instance.transfer.engine_ids", id, MAX_NAME))?;
+        within_opt("instance.transfer.bytes_per_token", self.bytes_per_token, 1, 1 << 30)
     }
 }
 

@@ -3,8 +3,10 @@
 use rkyv::{Archive, Deserialize, Serialize};
 
 mod feedback;
+mod transfer;
 
 pub use feedback::{Costs, Feedback, TargetCosts, TargetFeedback};
+pub use transfer::{Handoff, Transfer};
 
 /// What a peer is. The role is believed from the certificate; the hello only repeats it.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -151,6 +153,8 @@ pub struct InstanceInfo {
     pub models: Vec<ModelInfo>,
     /// Fixed role, if any.
     pub role: ServingRole,
+    /// How it hands KV over, where it does.
+    pub transfer: Option<Transfer>,
     /// Data-parallel ranks, at least 1.
     pub dp_ranks: u16,
     /// Tokens in one engine KV block.
@@ -176,6 +180,7 @@ impl InstanceInfo {
             engine_version: String::new(),
             models: models.into_iter().map(|name| model(name.into())).collect(),
             role: ServingRole::Both,
+            transfer: None,
             dp_ranks: 1,
             block_size: None,
             kv_blocks: None,
@@ -373,6 +378,8 @@ pub struct TargetInfo {
     pub cache: CacheSource,
     /// What its work costs, as all gateways have learnt together; `None` while nothing is known of its like.
     pub costs: Option<Costs>,
+    /// The part that an instance without a fixed role should rather play now; `Both` for no leaning.
+    pub leaning: ServingRole,
     /// The instance.
     pub instance: InstanceInfo,
 }

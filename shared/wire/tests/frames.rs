@@ -22,13 +22,14 @@ fn path() -> impl Strategy<Value = Vec<u64>> {
 fn instance() -> impl Strategy<Value = InstanceInfo> {
     let names = (text(), "[a-z]{1,8}:[1-9][0-9]{0,3}", text(), text());
     let engine = prop_oneof![Just(EngineKind::Generic), Just(EngineKind::Vllm), Just(EngineKind::Sglang)];
-    let role = prop_oneof![Just(ServingRole::Both), Just(ServingRole::Prefill), Just(ServingRole::Decode)];
     let model = (text(), option::of(1u32..), option::of(text()))
         .prop_map(|(name, max_model_len, parent)| ModelInfo { name, max_model_len, parent });
     let sizes =
         (1u16..=1024, option::of(1u32..=65_536), option::of(1u64..1 << 40), option::of(1u32..1 << 20));
-    (names, any::<u64>(), engine, role, vec(model, 0..4), sizes, vec((text(), text()), 0..3)).prop_map(
-        |((name, address, host, engine_version), incarnation, engine, role, models, sizes, labels)| {
+    let part = (role(), option::of(transfer()));
+    (names, any::<u64>(), engine, part, vec(model, 0..4), sizes, vec((text(), text()), 0..3)).prop_map(
+        |((name, address, host, engine_version), incarnation, engine, part, models, sizes, labels)| {
+            let (role, transfer) = part;
             InstanceInfo {
                 name,
                 address,
@@ -38,12 +39,34 @@ fn instance() -> impl Strategy<Value = InstanceInfo> {
                 engine_version,
                 models,
                 role,
+                transfer,
                 dp_ranks: sizes.0,
                 block_size: sizes.1,
                 kv_blocks: sizes.2,
                 max_num_seqs: sizes.3,
                 labels,
             }
+        },
+    )
+}
+
+fn role() -> impl Strategy<Value = ServingRole> {
+    prop_oneof![Just(ServingRole::Both), Just(ServingRole::Prefill), Just(ServingRole::Decode)]
+}
+
+fn transfer() -> impl Strategy<Value = Transfer> {
+    let handoff = prop::sample::select(Handoff::ALL);
+    let place = || option::of("[a-z]{1,8}:[1-9][0-9]{0,3}");
+    let numbers = (option::of(1u16..), option::of(1u32..1 << 30));
+    (handoff, "[a-z]{0,9}", place(), place(), numbers, vec(text(), 0..3)).prop_map(
+        |(handoff, domain, bootstrap, peer, (peer_port, bytes_per_token), engine_ids)| Transfer {
+            handoff,
+            domain,
+            bootstrap,
+            peer,
+            peer_port,
+            engine_ids,
+            bytes_per_token,
         },
     )
 }
@@ -99,13 +122,14 @@ fn target_info() -> impl Strategy<Value = TargetInfo> {
         Just(CacheSource::Events),
         Just(CacheSource::PartialEvents)
     ];
-    (target(), any::<bool>(), cache, option::of(costs()), instance()).prop_map(
-        |(target, ready, cache, costs, instance)| TargetInfo {
+    (target(), any::<bool>(), cache, option::of(costs()), role(), instance()).prop_map(
+        |(target, ready, cache, costs, leaning, instance)| TargetInfo {
             target,
             rank: instance.dp_ranks - 1,
             ready,
             cache,
             costs,
+            leaning,
             instance,
         },
     )
@@ -424,12 +448,17 @@ fn plain_instance() -> InstanceInfo {
         engine_version: String::new(),
         models: vec![ModelInfo { name: "m".into(), max_model_len: None, parent: None }],
         role: ServingRole::Both,
+        transfer: None,
         dp_ranks: 1,
         block_size: Some(16),
         kv_blocks: None,
         max_num_seqs: None,
         labels: Vec::new(),
     }
+}
+
+fn transfer_of(info: &mut InstanceInfo) -> &mut Transfer {
+    info.transfer.get_or_insert_with(|| Transfer::new(Handoff::NixlPull))
 }
 
 #[test]
@@ -451,6 +480,15 @@ fn lies_about_an_instance_are_named() {
         (|i| i.kv_blocks = Some(u64::MAX), "instance.kv_blocks: 18446744073709551615"),
         (|i| i.models[0].name.clear(), "instance.models.name: is empty"),
         (|i| i.models = vec![i.models[0].clone(); 513], "instance.models: 513"),
+        (
+            |i| transfer_of(i).bootstrap = Some("x".into()),
+            "instance.transfer.bootstrap: \"x\" is not host:port",
+        ),
+        (|i| transfer_of(i).peer = Some("x:0".into()), "instance.transfer.peer: \"x:0\" is not host:port"),
+        (|i| transfer_of(i).peer_port = Some(0), "instance.transfer.peer_port: 0 is not"),
+        (|i| transfer_of(i).domain = "\n".into(), "instance.transfer.domain: contains the control character"),
+        (|i| transfer_of(i).engine_ids = vec!["e".into(); 1_025], "instance.transfer.engine_ids: 1025"),
+        (|i| transfer_of(i).bytes_per_token = Some(0), "instance.transfer.bytes_per_token: 0 is not"),
     ];
     assert!(encode(&Register { instance: plain_instance() }, Stamp::default()).is_ok());
     for address in ["[::1]:80", "localhost:8000", "my-host_1.local:1"] {

@@ -133,6 +133,7 @@ fn fleet(truth: &Truth, overlay: &Truth, targets: u16) -> Fleet {
             engine_version: String::new(),
             models: vec![ModelInfo { name: MODEL.into(), max_model_len: None, parent: None }],
             role: ServingRole::Both,
+            transfer: None,
             dp_ranks: 1,
             block_size: Some(16),
             kv_blocks: Some(10_000),

@@ -151,7 +151,7 @@ proptest! {
                     let path = prompt::block_hashes(&bytes, "", salt, BLOCK);
                     let spec = SeqSpec {
                         path, prompt_tokens: tokens, output_tokens: output, limited: true,
-                        origin: Some(Arc::new(origin)),
+                        origin: Some(Arc::new(origin)), remote: 0,
                     };
                     ids.extend(model.submit(spec, now));
                 }

@@ -117,6 +117,7 @@ impl Work {
                     output_tokens: output,
                     limited,
                     origin,
+                    remote: 0,
                 });
             }
         }

@@ -418,6 +418,7 @@ fn describe(setup: &Setup, workload: &Workload, instance: usize) -> InstanceInfo
         engine_version: String::new(),
         models: vec![ModelInfo { name: MODEL.into(), max_model_len: None, parent: None }],
         role: ServingRole::Both,
+        transfer: None,
         dp_ranks: 1,
         block_size: Some(workload.block_tokens),
         kv_blocks: Some(spec.kv_blocks.into()),

@@ -72,6 +72,7 @@ impl Request {
             output_tokens: self.output_tokens,
             limited: false,
             origin,
+            remote: 0,
         }
     }
 }

@@ -403,7 +403,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
     }
 
     fn upsert(&mut self, told: TargetInfo) -> Result<(), Lost> {
-        let TargetInfo { target: remote, rank, ready, cache, costs, instance } = told;
+        let TargetInfo { target: remote, rank, ready, cache, costs, leaning: _, instance } = told;
         if let Some(local) = self.table.by_remote(remote) {
             let slot = local.id.slot;
             self.update(slot, ready, cache, instance);

@@ -279,6 +279,7 @@ mod tests {
             engine_version: String::new(),
             models: vec![model("adapter", Some(base)), model(base, None)],
             role: ServingRole::Both,
+            transfer: None,
             dp_ranks: 1,
             block_size: None,
             kv_blocks: None,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use ahash::AHashMap;
 use fairlead_wire::TargetId;
-use fairlead_wire::msg::{CacheSource, InstanceInfo, RankLoad, TargetInfo};
+use fairlead_wire::msg::{CacheSource, InstanceInfo, RankLoad, ServingRole, TargetInfo};
 
 use super::capacity::Capacity;
 use super::costs::Known;
@@ -49,6 +49,7 @@ impl Target {
             ready: self.ready,
             cache: self.cache,
             costs: self.costs.told(),
+            leaning: ServingRole::Both,
             instance: (*self.info).clone(),
         }
     }

@@ -156,6 +156,7 @@ pub fn instance(name: &str, ranks: u16) -> InstanceInfo {
         engine_version: String::new(),
         models: vec![ModelInfo { name: "m".into(), max_model_len: None, parent: None }],
         role: ServingRole::Both,
+        transfer: None,
         dp_ranks: ranks,
         block_size: None,
         kv_blocks: None,

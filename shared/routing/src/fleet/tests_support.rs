@@ -17,6 +17,7 @@ pub(crate) fn entry(slot: u16, name: &str, model: &str) -> Arc<TargetEntry> {
         engine_version: String::new(),
         models: vec![ModelInfo { name: model.into(), max_model_len: None, parent: None }],
         role: ServingRole::Both,
+        transfer: None,
         dp_ranks: 1,
         block_size: None,
         kv_blocks: None,

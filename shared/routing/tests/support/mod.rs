@@ -25,6 +25,7 @@ pub fn entry(slot: u16, ready: bool, labels: &[(&str, &str)]) -> Arc<TargetEntry
         engine_version: String::new(),
         models: vec![ModelInfo { name: MODEL.into(), max_model_len: None, parent: None }],
         role: ServingRole::Both,
+        transfer: None,
         dp_ranks: 1,
         block_size: Some(16),
         kv_blocks: Some(10_000),

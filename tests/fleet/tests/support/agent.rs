@@ -64,6 +64,7 @@ fn instance(name: &str, engine: &Engine) -> InstanceInfo {
         engine_version: String::new(),
         models: vec![ModelInfo { name: "m".into(), max_model_len: None, parent: None }],
         role: ServingRole::Both,
+        transfer: None,
         dp_ranks: 1,
         block_size: Some(16),
         kv_blocks: None,

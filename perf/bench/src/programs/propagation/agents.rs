@@ -285,6 +285,7 @@ fn instance(name: &str) -> InstanceInfo {
         engine_version: String::new(),
         models: vec![ModelInfo { name: "m".into(), max_model_len: None, parent: None }],
         role: ServingRole::Both,
+        transfer: None,
         dp_ranks: 1,
         block_size: None,
         kv_blocks: None,
