@@ -76,12 +76,12 @@ pub async fn presuming<R: Runtime, F: Future>(prompt: &Prompt, plan: &mut Plan, 
         }
         if !presumed && prefill.as_mut().poll(cx).is_ready() {
             presumed = true;
-            reservation.presume_prefilled();
+            reservation.presume_prefilled(R::now_us());
         }
         Poll::Pending
     })
     .await;
-    reservation.presume_prefilled();
+    reservation.presume_prefilled(R::now_us());
     got
 }
 

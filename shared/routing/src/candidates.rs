@@ -8,7 +8,7 @@
 use fairlead_prefix::Hits;
 
 use crate::filter::{Filters, Strictness};
-use crate::fleet::{Mode, ModelEntry, Row};
+use crate::fleet::{Mode, ModelEntry, Parts, Row};
 use crate::plan::{NoPlan, Scratch};
 use crate::policy::{Candidate, Scope};
 use crate::request::PlanRequest;
@@ -49,7 +49,8 @@ impl Seen {
     }
 }
 
-/// Fills `scratch.candidates`, with as few targets as `scope` allows, and says which it came to be. There is at least one.
+/// Fills `scratch.candidates` with targets that serve whole requests, as few as `scope` allows, and says which it came to
+/// be. There is at least one.
 ///
 /// # Errors
 /// Why no target is eligible.
@@ -65,20 +66,48 @@ pub(crate) fn gather(
         Scope::All => false,
         Scope::Holders => {
             // Only where the deepest are certainly all there.
-            let held = holders(1, request, model, mode, scratch);
+            let held = holders(1, Parts::WHOLE, request, model, mode, scratch);
             held > 0 && held < HOLDERS
         }
         Scope::Sample => {
-            holders(SHARE, request, model, mode, scratch);
-            draw(request, model, mode, scratch);
+            holders(SHARE, Parts::WHOLE, request, model, mode, scratch);
+            let rows = model.rows().len();
+            draw(rows, |number| number, Parts::WHOLE, request, model, mode, scratch);
             !scratch.candidates.is_empty()
         }
     };
     if found {
         return Ok(scope);
     }
-    all(request, model, mode, scratch)?;
+    all(Parts::WHOLE, |found| !found.is_empty(), request, model, mode, scratch)?;
     Ok(Scope::All)
+}
+
+/// Fills `scratch.candidates` with targets of which a pair may be made or that serve the request whole: all of a few; of
+/// many the holders of the prompt and a sample of each side. Whether a prefill and a decode target are among them.
+pub(crate) fn gather_pairs(
+    request: &PlanRequest<'_>,
+    model: &ModelEntry,
+    mode: Mode,
+    look_at_all: bool,
+    scratch: &mut Scratch,
+) -> bool {
+    if !look_at_all && model.rows().len() > FEW {
+        holders(SHARE, Parts::ANY, request, model, mode, scratch);
+        for side in [&model.prefillers, &model.decoders] {
+            let of_side = |at: usize| side[at] as usize;
+            draw(side.len(), of_side, Parts::ANY, request, model, mode, scratch);
+        }
+        if both_sides(&scratch.candidates) {
+            return true;
+        }
+    }
+    all(Parts::ANY, both_sides, request, model, mode, scratch).is_ok()
+}
+
+fn both_sides(found: &[Candidate]) -> bool {
+    let has = |part| found.iter().any(|candidate| candidate.parts.has(part));
+    has(Parts::PREFILL) && has(Parts::DECODE)
 }
 
 /// Puts those first that have an answer: a replica that is empty, or an overlay without this prefix, costs nothing a
@@ -94,8 +123,10 @@ fn answers(hits: &mut [Hits]) -> usize {
     answers
 }
 
-/// All targets that pass the filters of which the fewest are given up.
+/// All targets that can take one of the `parts` and pass the filters, of which as few are given up as make `enough`.
 fn all(
+    parts: Parts,
+    enough: impl Fn(&[Candidate]) -> bool,
     request: &PlanRequest<'_>,
     model: &ModelEntry,
     mode: Mode,
@@ -106,7 +137,7 @@ fn all(
     let hits = &hits[..answers];
     candidates.reserve(model.rows().len());
 
-    let mut filters = Filters::new(request, mode);
+    let mut filters = Filters::new(request, mode, parts);
     for step in Strictness::STEPS {
         if !filters.begin(step) {
             continue;
@@ -124,7 +155,7 @@ fn all(
                 candidates.push(candidate(row, number, cached, mode, request));
             }
         }
-        if !candidates.is_empty() {
+        if enough(candidates) {
             return Ok(());
         }
     }
@@ -135,6 +166,7 @@ fn all(
 /// there is room for them; says how many there are.
 fn holders(
     share: u32,
+    parts: Parts,
     request: &PlanRequest<'_>,
     model: &ModelEntry,
     mode: Mode,
@@ -147,7 +179,7 @@ fn holders(
     let answers = answers(hits);
     let hits = &hits[..answers];
     let deepest = hits.iter().map(|hits| hits.matched_blocks).max().unwrap_or(0);
-    let mut filters = Filters::new(request, mode);
+    let mut filters = Filters::new(request, mode, parts);
     let step = Strictness::STEPS[0];
     for source in hits {
         for (slot, depth) in source.iter() {
@@ -165,15 +197,24 @@ fn holders(
     candidates.len()
 }
 
-/// Adds eligible targets drawn at random.
-fn draw(request: &PlanRequest<'_>, model: &ModelEntry, mode: Mode, scratch: &mut Scratch) {
+/// Adds eligible targets drawn at random from `targets`, of which `number_of` tells the numbers.
+fn draw(
+    targets: usize,
+    number_of: impl Fn(usize) -> usize,
+    parts: Parts,
+    request: &PlanRequest<'_>,
+    model: &ModelEntry,
+    mode: Mode,
+    scratch: &mut Scratch,
+) {
     let Scratch { candidates, hits, seen, rng, .. } = scratch;
     let answers = answers(hits);
     let hits = &hits[..answers];
-    let mut filters = Filters::new(request, mode);
+    let mut filters = Filters::new(request, mode, parts);
     let step = Strictness::STEPS[0];
     let rows = model.rows();
-    for number in draws(rows.len(), rng) {
+    for drawn in draws(targets, rng) {
+        let number = number_of(drawn);
         let row = &rows[number];
         if !seen.first(number) || !filters.admits(step, row, model, number) {
             continue;
@@ -185,10 +226,11 @@ fn draw(request: &PlanRequest<'_>, model: &ModelEntry, mode: Mode, scratch: &mut
     }
 }
 
-/// One number out of each of [`DRAWS`] equal stretches.
+/// One number out of each of [`DRAWS`] equal stretches; all of fewer.
 fn draws(targets: usize, rng: &mut Rng) -> impl Iterator<Item = usize> {
-    (0..DRAWS).map(move |stretch| {
-        let (from, to) = (stretch * targets / DRAWS, (stretch + 1) * targets / DRAWS);
+    let draws = DRAWS.min(targets);
+    (0..draws).map(move |stretch| {
+        let (from, to) = (stretch * targets / draws, (stretch + 1) * targets / draws);
         from + rng.below((to - from).max(1)).min(targets - 1 - from)
     })
 }
@@ -222,6 +264,9 @@ fn candidate(
         queued_us,
         context_tokens: sums.context_tokens,
         tokens,
+        parts: row.parts,
+        domain: row.domain,
+        leaning: row.leaning,
     }
 }
 

@@ -34,6 +34,10 @@ pub struct Explain {
     pub report_age_us: Option<u64>,
     /// Tokens of the prompt, as far as known.
     pub prompt_tokens: u32,
+    /// The target of the prefill leg, where that is another than the one picked.
+    pub prefill: Option<Arc<str>>,
+    /// What handing over is predicted to take, microseconds.
+    pub transfer_us: Option<f32>,
     /// Targets that were eligible.
     pub eligible: usize,
     /// The eight best of them, best first by the policy's measure (by predicted time to first token where the policy
@@ -88,6 +92,8 @@ impl Explain {
             state_age_us: None,
             report_age_us: (taken_us != 0).then(|| request.now_us.saturating_sub(taken_us)),
             prompt_tokens: request.prompt_tokens,
+            prefill: None,
+            transfer_us: None,
             eligible: decision.candidates.len(),
             candidates: Vec::with_capacity(LISTED),
             chosen: 0,
@@ -153,6 +159,14 @@ impl Explain {
         string(&mut out, &self.asked);
         let _ = write!(out, ",\"reason\":\"{}\",\"chosen\":", self.reason.map_or("", Reason::as_str));
         string(&mut out, self.picked().map_or("", |picked| &picked.name));
+        if let Some(prefill) = &self.prefill {
+            out.push_str(",\"prefill\":");
+            string(&mut out, prefill);
+        }
+        if let Some(transfer) = self.transfer_us {
+            out.push_str(",\"transfer_ms\":");
+            number(&mut out, f64::from(transfer) / 1e3);
+        }
         if let Some(Missing(figure)) = self.missing {
             out.push_str(",\"missing\":");
             string(&mut out, figure);

@@ -15,6 +15,7 @@ mod cost;
 mod explain;
 mod filter;
 mod fleet;
+mod pd;
 mod plan;
 mod policy;
 mod registry;
@@ -28,10 +29,11 @@ pub use cost::{Constants, CostCell, DecodeSeen, Estimate, Learner, PrefillSeen, 
 pub use explain::{Explain, Explained};
 pub use filter::{LabelError, LabelFilter};
 pub use fleet::{
-    Counters, EngineFigures, Fleet, InFlightSums, LoadCell, Mode, ModelCells, ModelEntry, Pace, Pressure,
-    Reservation, TargetCells, TargetEntry, TargetTable, name_key, rendezvous, text_key,
+    Counters, EngineFigures, Fleet, InFlightSums, Leg, LoadCell, Mode, ModelCells, ModelEntry, Pace, Parts,
+    Pressure, Reservation, TargetCells, TargetEntry, TargetTable, name_key, rendezvous, text_key,
 };
-pub use plan::{NoPlan, Plan, Scratch, plan, plan_explained};
+pub use pd::{Pair, PairChoice, Pairing, TransferCell};
+pub use plan::{NoPlan, Plan, PrefillPlan, Scratch, plan, plan_explained};
 pub use policy::{Candidate, Choice, Decision, Missing, Policy, Predicted, Reason, Scope, least, least_f64};
 pub use registry::{PolicyName, UnknownPolicy};
 pub use request::{PlanRequest, Slo};

@@ -78,6 +78,9 @@ registry! {
     SloPackLoad, "slo-pack-load", |s| Box::new(p::SloPackLoad::new(s));
     SessionAffinity, "session-affinity", |_| Box::new(p::SessionAffinity);
     Marginal, "marginal", |_| Box::new(p::Marginal::default());
+    DynamicPdSplit, "dynamic-pd-split", |s| Box::new(crate::pd::DynamicPdSplit::new(s));
+    PdSplit, "pd-split" | "static-pd-split", |s| Box::new(crate::pd::PdSplit::new(s));
+    Pd, "pd", |s| Box::new(crate::pd::Pd::new(s));
 }
 
 impl Default for PolicyName {

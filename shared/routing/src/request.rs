@@ -38,6 +38,8 @@ pub struct PlanRequest<'a> {
     pub labels: Option<&'a LabelFilter>,
     /// Targets that this request has tried already.
     pub tried: &'a [Arc<TargetEntry>],
+    /// Whether prefill and decode may be placed apart: it asks for one answer to one prompt, or its hand-off bears more.
+    pub splits: bool,
     /// How to pick.
     pub strategy: &'a Strategy,
     /// Clock of the process, microseconds.
@@ -58,6 +60,7 @@ impl<'a> PlanRequest<'a> {
             slo: Slo::default(),
             labels: None,
             tried: &[],
+            splits: true,
             strategy,
             now_us: 0,
         }

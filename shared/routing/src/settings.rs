@@ -3,6 +3,8 @@
 //! Each setting stands once, in the list at the end: type, default, bounds and meaning. The configuration's keys, its
 //! checks and its reference follow from that list by [`Settings::keys`].
 
+use crate::registry::PolicyName;
+
 /// One setting, as a configuration sees it.
 #[derive(Clone, Copy, Debug)]
 pub struct SettingKey {
@@ -59,6 +61,15 @@ impl SettingKey {
     }
 }
 
+/// The policies by which `pd-split` picks on each side.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sides {
+    /// Which prefill target.
+    pub prefill: PolicyName,
+    /// Which decode target.
+    pub decode: PolicyName,
+}
+
 trait Number: Copy {
     const WHOLE: bool;
     fn to(self) -> f64;
@@ -91,6 +102,8 @@ macro_rules! settings {
         /// Settings of all policies.
         #[derive(Clone, Copy, Debug, Default, PartialEq)]
         pub struct Settings {
+            /// The policies of the two sides of `pd-split`.
+            pub sides: Sides,
             $(#[doc = concat!("Of `", $name, "`.")] pub $policy: $group,)*
         }
 
@@ -297,6 +310,41 @@ settings! {
         utilization_weight: f64 = 1.0, 0 to 1000;
         /// Most that is drawn on top, so that near ties spread.
         noise: f64 = 0.1, 0 to 1000;
+    }
+
+    /// Limits of requests that bring none, how sure it is to keep them, and what a transfer of KV takes before any was
+    /// seen.
+    dynamic_pd_split: DynamicPdSettings, "dynamic-pd-split" {
+        /// Time to the first token, milliseconds.
+        target_ttft_ms: f32 = 2000.0, 1 to 4000000;
+        /// Time per further token, milliseconds.
+        target_tpot_ms: f32 = 50.0, 0.1 to 4000000;
+        /// Share of a limit up to which a prediction counts as keeping it.
+        margin: f32 = 0.85, 0.1 to 1;
+        /// What a transfer takes besides its bytes, milliseconds.
+        transfer_ms: f32 = 2.0, 0 to 60000;
+        /// How fast its bytes pass, gigabytes per second.
+        transfer_gbps: f32 = 25.0, 0.01 to 100000;
+        /// The same between two instances of one host.
+        transfer_local_gbps: f32 = 100.0, 0.01 to 100000;
+        /// KV bytes of a token where the instances do not tell.
+        kv_bytes_per_token: f32 = 131072.0, 1 to 1000000000;
+        /// On placing a part on a target that leans to the other one, as a share of its cost.
+        leaning: f32 = 0.3, 0 to 1000;
+    }
+
+    /// Those of AIBrix.
+    pd: PdSettings, "pd" {
+        /// Where outstanding prefills differ by more than this, the prefill target with the fewest is taken.
+        prefill_imbalance: u64 = 16, 0 to 1000000;
+        /// Where requests at decode targets differ by this or more, the one with the fewest is taken.
+        decode_imbalance: u64 = 16, 0 to 1000000;
+        /// Where generated tokens per second differ by more than this between decode targets, the slowest is taken.
+        throughput_imbalance: f64 = 2048.0, 0 to 1000000000;
+        /// On a decode target's requests, over the most of any.
+        running_weight: f64 = 1.0, 0 to 1000;
+        /// On what a decode target's throughput lacks to the most of any.
+        throughput_weight: f64 = 1.0, 0 to 1000;
     }
 
     /// Limits of requests that bring none, for all policies named `slo`; and what those take for granted.

@@ -1,5 +1,6 @@
 //! A policy made ready to decide: built once from its name and settings, used by every request that asks for it.
 
+use crate::pd::Pairing;
 use crate::policy::{Choice, Decision, Missing, Policy, Reason, Weighted};
 use crate::registry::{PolicyName, UnknownPolicy};
 use crate::rng::Rng;
@@ -114,6 +115,11 @@ impl Strategy {
     /// The policy of that name in the chain.
     pub(crate) fn member(&self, name: PolicyName) -> Option<&dyn Policy> {
         self.chain.iter().find(|(member, _)| *member == name).map(|(_, policy)| &**policy)
+    }
+
+    /// The policy's code for placing prefill and decode apart, where it does.
+    pub fn pairing(&self) -> Option<&dyn Pairing> {
+        self.policy().pairing()
     }
 
     /// Whether any policy of the chain looks at cached prefixes.

@@ -3,6 +3,7 @@
 //! | filter | a target is left out when | given up |
 //! |---|---|---|
 //! | model | it does not serve the model or adapter asked for ([`TargetTable::model`](crate::TargetTable::model)) | never |
+//! | part | it cannot take the part of a request that is to be placed ([`Parts`]) | never |
 //! | ready | the scheduler, or the gateway where it judges alone, does not call it ready | never |
 //! | labels | the request's [`LabelFilter`] does not match its labels | never |
 //! | tried | this request has failed there already | never |
@@ -23,7 +24,7 @@ mod tried;
 pub use labels::{LabelError, LabelFilter};
 pub(crate) use room::Room;
 
-use crate::fleet::{Mode, ModelEntry, Row, TargetEntry};
+use crate::fleet::{Mode, ModelEntry, Parts, Row, TargetEntry};
 use crate::plan::NoPlan;
 use crate::request::PlanRequest;
 
@@ -60,14 +61,16 @@ pub(crate) struct Filters<'a> {
     room: bool,
     /// Whether the pass left a target out for want of room.
     crowded: bool,
+    /// The target must be able to take one of these.
+    parts: Parts,
 }
 
 impl<'a> Filters<'a> {
-    pub(crate) fn new(request: &'a PlanRequest<'a>, mode: Mode) -> Self {
+    pub(crate) fn new(request: &'a PlanRequest<'a>, mode: Mode, parts: Parts) -> Self {
         let described = !request.tried.is_empty() || request.labels.is_some();
         // Reports that are not fresh say nothing about room.
         let room = mode == Mode::Fresh && request.prompt_tokens > 0;
-        Self { request, described, room, crowded: false }
+        Self { request, described, room, crowded: false, parts }
     }
 
     /// Whether a pass can find what the passes before it did not.
@@ -80,6 +83,7 @@ impl<'a> Filters<'a> {
     #[inline]
     pub(crate) fn admits(&self, step: Strictness, row: &Row, model: &ModelEntry, number: usize) -> bool {
         row.ready
+            && row.parts.has(self.parts)
             && (!step.circuit || row.cells.circuit_closed(self.request.now_us))
             && (!self.described || self.admits_described(step, &model.targets[number]))
     }
@@ -105,8 +109,12 @@ impl<'a> Filters<'a> {
         };
         let mut matching = model.targets.iter().filter(|target| matches(target)).peekable();
         if matching.peek().is_none() {
-            NoPlan::NoneMatches
-        } else if matching.any(|target| target.ready) {
+            return NoPlan::NoneMatches;
+        }
+        let mut able = matching.filter(|target| target.parts.has(self.parts)).peekable();
+        if able.peek().is_none() {
+            NoPlan::NoneWhole
+        } else if able.any(|target| target.ready) {
             NoPlan::AllTried
         } else {
             NoPlan::NoneReady

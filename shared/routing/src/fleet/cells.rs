@@ -8,6 +8,7 @@ use super::pressure::Pressure;
 use super::reservation::{Counters, Disturbance};
 use crate::cost::CostCell;
 use crate::filter::Room;
+use crate::pd::TransferCell;
 
 /// How far the replicated state may be trusted (DESIGN section 8).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -271,6 +272,16 @@ pub struct TargetCells {
     pub costs: CostCell,
     pub(crate) disturbance: Disturbance,
     pub(crate) decoding: Decoding,
+    /// This process's decode legs whose first token has not come: their context counts as decoding from the pick on,
+    /// but takes no part in steps yet.
+    pub(crate) incoming: Incoming,
+}
+
+/// Decode legs on their way to a target.
+#[derive(Debug, Default)]
+pub(crate) struct Incoming {
+    pub(crate) requests: AtomicU64,
+    pub(crate) tokens: AtomicU64,
 }
 
 const _: () = assert!(std::mem::offset_of!(TargetCells, peers) == 64);
@@ -305,7 +316,7 @@ impl TargetCells {
         let context = own.context_tokens.saturating_add(old.context_tokens);
         self.decoding.look(now_us, decoding(&own) + decoding(&old), context);
         // What is no longer queued was prefilled; what came at the same time hides some of it.
-        self.decoding.prefilled(old.prefill_tokens.saturating_sub(sums.prefill_tokens));
+        self.decoding.prefilled(old.prefill_tokens.saturating_sub(sums.prefill_tokens), now_us);
         self.peers.requests.store(sums.requests, Ordering::Relaxed);
         self.peers.prefilling.store(sums.prefilling, Ordering::Relaxed);
         self.peers.prefill_tokens.store(sums.prefill_tokens, Ordering::Relaxed);
@@ -362,6 +373,8 @@ pub struct ModelCells {
     pub pressure: Pressure,
     /// How busy its targets are.
     pub pace: Pace,
+    /// What transfers of its KV take.
+    pub transfer: TransferCell,
 }
 
 impl Default for ModelCells {
@@ -370,6 +383,7 @@ impl Default for ModelCells {
             bytes_per_token: AtomicU32::new(4.0f32.to_bits()),
             pressure: Pressure::new(),
             pace: Pace::default(),
+            transfer: TransferCell::default(),
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::recent::Faded;
+
 /// Sums over time, so that two looks give the mean between them. Shards that look at once may count a stretch twice
 /// or not at all, as long as one of them takes to look.
 #[derive(Debug, Default)]
@@ -13,7 +15,13 @@ pub(crate) struct Decoding {
     context: AtomicU64,
     /// Prompt tokens prefilled, own and others'.
     prefilled: AtomicU64,
+    /// The same lately.
+    lately: Faded<LATELY_S>,
 }
+
+/// Time in which prefill counts as lately, seconds: about that of an answer, over which its mean time between tokens is
+/// taken.
+pub(crate) const LATELY_S: u32 = 6;
 
 /// The sums at some time.
 #[derive(Clone, Copy, Debug, Default)]
@@ -38,8 +46,17 @@ impl Decoding {
     }
 
     /// Prompt tokens were prefilled.
-    pub(crate) fn prefilled(&self, tokens: u64) {
-        self.prefilled.fetch_add(tokens, Ordering::Relaxed);
+    pub(crate) fn prefilled(&self, tokens: u64, now_us: u64) {
+        if tokens > 0 {
+            self.prefilled.fetch_add(tokens, Ordering::Relaxed);
+            self.lately.note(tokens as f32, now_us);
+        }
+    }
+
+    /// Prompt tokens prefilled a second, lately.
+    #[inline]
+    pub(crate) fn prefill_rate(&self, now_us: u64) -> f32 {
+        self.lately.rate(now_us)
     }
 }
 

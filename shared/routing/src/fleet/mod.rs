@@ -4,6 +4,7 @@ mod cells;
 mod decoding;
 mod key;
 mod pace;
+mod parts;
 mod pressure;
 mod recent;
 mod reservation;
@@ -12,11 +13,13 @@ mod table;
 pub(crate) mod tests_support;
 
 pub use cells::{EngineFigures, InFlightSums, LoadCell, Mode, ModelCells, TargetCells};
+pub(crate) use decoding::LATELY_S;
 pub use key::{name_key, rendezvous, text_key};
 pub use pace::Pace;
 pub(crate) use pace::Seen as PaceSeen;
+pub use parts::Parts;
 pub use pressure::Pressure;
-pub use reservation::{Counters, Reservation};
+pub use reservation::{Counters, Leg, Reservation};
 pub(crate) use table::Row;
 pub use table::{ModelEntry, TargetEntry, TargetTable};
 
@@ -25,6 +28,8 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use arc_swap::{ArcSwap, Guard};
 use fairlead_prefix::Reader;
+
+use crate::settings::DynamicPdSettings;
 
 /// The fleet view. One per process; the control thread writes, shards read.
 pub struct Fleet {
@@ -35,6 +40,8 @@ pub struct Fleet {
     ticket: AtomicU64,
     /// Prompts that nobody held any part of, as far as a policy counts them.
     cold: AtomicU64,
+    /// What transfers of KV are taken to take by policies that have no settings of their own about it.
+    pub(crate) transfer: DynamicPdSettings,
 }
 
 impl Fleet {
@@ -47,6 +54,7 @@ impl Fleet {
             mode: AtomicU8::new(Mode::Fresh as u8),
             ticket: AtomicU64::new(1),
             cold: AtomicU64::new(0),
+            transfer: DynamicPdSettings::default(),
         }
     }
 

@@ -80,6 +80,17 @@ impl Disturbance {
     }
 }
 
+/// The part of a request that a reservation is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leg {
+    /// All of it.
+    Whole,
+    /// Its prefill; another target decodes.
+    Prefill,
+    /// Its decoding; another target prefills.
+    Decode,
+}
+
 /// One request's share of its target's load. Dropping it releases all that is still held.
 #[derive(Debug)]
 #[must_use = "dropping the guard releases the reservation"]
@@ -91,6 +102,10 @@ pub struct Reservation {
     prefilled: bool,
     /// Nobody will see its first token.
     unseen: bool,
+    /// Which part of a request it is.
+    leg: Leg,
+    /// A decode leg whose first token has not come.
+    incoming: bool,
     sent_us: u64,
     /// The target at the first token.
     first: Sums,
@@ -101,10 +116,43 @@ pub struct Reservation {
 impl Reservation {
     /// Reserves on `target`: one request, `uncached` tokens to prefill of `prompt` tokens in all.
     pub fn new(target: Arc<TargetEntry>, prompt: u64, uncached: u64, now_us: u64) -> Self {
+        target.cells.counters.recent.note(prompt as f32, now_us);
+        Self::to_prefill(target, Leg::Whole, prompt, uncached, now_us)
+    }
+
+    /// Reserves a prefill leg: released at the hand-off, to be told by [`Reservation::first_token`] before.
+    pub fn prefill_leg(target: Arc<TargetEntry>, prompt: u64, uncached: u64, now_us: u64) -> Self {
+        Self::to_prefill(target, Leg::Prefill, prompt, uncached, now_us)
+    }
+
+    /// Reserves a decode leg: no prefill, and the prompt as context from now on, though its KV is yet to come.
+    pub fn decode_leg(target: Arc<TargetEntry>, prompt: u64, now_us: u64) -> Self {
+        let cells = &target.cells;
+        cells.counters.recent.note(prompt as f32, now_us);
+        cells.counters.total.fetch_add(1, Ordering::Relaxed);
+        cells.incoming.requests.fetch_add(1, Ordering::Relaxed);
+        cells.incoming.tokens.fetch_add(prompt, Ordering::Relaxed);
+        cells.counters.requests.fetch_add(1, Ordering::Relaxed);
+        cells.counters.context_tokens.fetch_add(prompt, Ordering::Relaxed);
+        Self {
+            target,
+            prompt_tokens: prompt,
+            prefill_tokens: 0,
+            prefill_us: 0,
+            prefilled: true,
+            unseen: false,
+            leg: Leg::Decode,
+            incoming: true,
+            sent_us: now_us,
+            first: Sums::default(),
+            undisturbed: None,
+        }
+    }
+
+    fn to_prefill(target: Arc<TargetEntry>, leg: Leg, prompt: u64, uncached: u64, now_us: u64) -> Self {
         let cached = prompt.saturating_sub(uncached);
         let work = target.cells.costs.read().work(uncached as f32, cached as f32);
         let prefill_us = work as u64;
-        target.cells.counters.recent.note(prompt as f32, now_us);
         let counters = &target.cells.counters;
         counters.total.fetch_add(1, Ordering::Relaxed);
         counters.requests.fetch_add(1, Ordering::Relaxed);
@@ -123,6 +171,8 @@ impl Reservation {
             prefill_us,
             prefilled: false,
             unseen: false,
+            leg,
+            incoming: false,
             sent_us,
             first,
             undisturbed,
@@ -132,6 +182,11 @@ impl Reservation {
     /// The target reserved on.
     pub fn target(&self) -> &Arc<TargetEntry> {
         &self.target
+    }
+
+    /// Which part of a request it is for.
+    pub fn leg(&self) -> Leg {
+        self.leg
     }
 
     /// Uncached prompt tokens reserved at the pick.
@@ -149,9 +204,9 @@ impl Reservation {
 
     /// The time is over that the prefill was predicted to take: it counts as done, context being decoded begins. Says
     /// nothing of how far the target has come. Nothing happens if a first token was seen.
-    pub fn presume_prefilled(&mut self) {
+    pub fn presume_prefilled(&mut self, now_us: u64) {
         if !std::mem::replace(&mut self.prefilled, true) {
-            self.target.cells.decoding.prefilled(self.prefill_tokens);
+            self.target.cells.decoding.prefilled(self.prefill_tokens, now_us);
             self.prefill_ends();
         }
     }
@@ -160,12 +215,17 @@ impl Reservation {
     /// that shows of the target's speed: nothing if other gateways had prompts there, requests ended early, or there
     /// are such whose first tokens are not seen, for it cannot be told then whose prefill took the time.
     pub fn first_token(&mut self, now_us: u64) -> Option<PrefillSeen> {
+        if self.arrived() {
+            let (batch, context) = self.decoding();
+            self.first = self.target.cells.decoding.look(now_us, batch, context);
+            return None;
+        }
         if std::mem::replace(&mut self.prefilled, true) {
             return None;
         }
         let (batch, context) = self.decoding();
         let cells = &self.target.cells;
-        cells.decoding.prefilled(self.prefill_tokens);
+        cells.decoding.prefilled(self.prefill_tokens, now_us);
         self.first = cells.decoding.look(now_us, batch, context);
         self.prefill_ends();
         let before = cells.counters.progressed(now_us);
@@ -196,6 +256,17 @@ impl Reservation {
         Some(DecodeSeen { span_us, tokens: tokens - 1, batch, context, prefilled })
     }
 
+    /// A decode leg is no longer on its way; whether it was.
+    fn arrived(&mut self) -> bool {
+        let incoming = &self.target.cells.incoming;
+        if !std::mem::replace(&mut self.incoming, false) {
+            return false;
+        }
+        incoming.requests.fetch_sub(1, Ordering::Relaxed);
+        incoming.tokens.fetch_sub(self.prompt_tokens, Ordering::Relaxed);
+        true
+    }
+
     /// Releases what counts as not yet prefilled.
     fn prefill_ends(&self) {
         let cells = &self.target.cells;
@@ -208,17 +279,22 @@ impl Reservation {
         }
     }
 
-    /// Requests decoding at the target, and their prompt tokens.
+    /// Requests decoding at the target, and their prompt tokens. Other gateways' legs on their way count as decoding.
     fn decoding(&self) -> (u64, u64) {
         let own = self.target.cells.counters.in_flight();
         let peers = self.target.cells.peers();
+        let incoming = &self.target.cells.incoming;
         let decoding = |sums: &InFlightSums| sums.requests.saturating_sub(sums.prefilling);
-        (decoding(&own) + decoding(&peers), own.context_tokens.saturating_add(peers.context_tokens))
+        let batch = decoding(&own) + decoding(&peers);
+        let context = own.context_tokens.saturating_add(peers.context_tokens);
+        let less = |all: u64, part: &AtomicU64| all.saturating_sub(part.load(Ordering::Relaxed));
+        (less(batch, &incoming.requests), less(context, &incoming.tokens))
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
+        self.arrived();
         let counters = &self.target.cells.counters;
         if !self.prefilled {
             // What the target has done for it is not known.
@@ -309,7 +385,7 @@ mod tests {
         whole.unseen();
         whole.unseen();
         assert!(!shows(&mut || ()));
-        whole.presume_prefilled();
+        whole.presume_prefilled(1);
         assert_eq!(target.cells.counters.in_flight().prefilling, 0);
         assert_eq!(target.cells.counters.in_flight().context_tokens, 10);
         assert!(shows(&mut || ()));
@@ -320,6 +396,33 @@ mod tests {
         drop(whole.take());
         assert!(shows(&mut || ()));
         assert_eq!(target.cells.counters.in_flight(), InFlightSums::default());
+    }
+
+    #[test]
+    fn legs_count_what_each_target_does() {
+        let (p, d) = (entry(0, "p", "m"), entry(1, "d", "m"));
+        let figures = |target: &TargetEntry| {
+            let now = target.cells.counters.in_flight();
+            (now.requests, now.prefilling, now.prefill_tokens, now.context_tokens)
+        };
+        let mut prefill = Reservation::prefill_leg(p.clone(), 100, 60, 1);
+        let mut decode = Reservation::decode_leg(d.clone(), 100, 1);
+        assert_eq!((figures(&p), figures(&d)), ((1, 1, 60, 0), (1, 0, 0, 100)));
+        assert_eq!(decode.decoding(), (0, 0), "on its way");
+        let seen = prefill.first_token(2_001).unwrap();
+        assert_eq!((seen.span_us, seen.tokens, seen.cached), (2_000, 60, 40));
+        drop(prefill);
+        assert_eq!(figures(&p), (0, 0, 0, 0));
+        assert!(decode.first_token(3_000).is_none(), "its prefill was another's");
+        assert_eq!(decode.decoding(), (1, 100));
+        assert_eq!(decode.last_token(13_000, 11).unwrap().span_us, 10_000);
+        let second = Reservation::decode_leg(d.clone(), 50, 1);
+        assert_eq!((figures(&d), decode.decoding()), ((2, 0, 0, 150), (1, 100)));
+        drop((second, decode));
+        assert_eq!(figures(&d), (0, 0, 0, 0));
+        assert_eq!(d.cells.incoming.requests.load(Ordering::Relaxed), 0);
+        drop(Reservation::prefill_leg(p.clone(), 100, 60, 1));
+        assert_eq!(p.cells.counters.in_flight(), InFlightSums::default());
     }
 
     #[test]

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use ahash::AHashMap;
-use fairlead_wire::msg::{CacheSource, InstanceInfo};
+use fairlead_wire::msg::{CacheSource, Handoff, InstanceInfo, ServingRole};
 use fairlead_wire::{Slot, TargetId, hash_names};
 
 use super::cells::{ModelCells, TargetCells};
 use super::key::name_key;
+use super::parts::Parts;
 
 /// A target as a decision sees it.
 #[derive(Debug)]
@@ -26,6 +27,10 @@ pub struct TargetEntry {
     pub ready: bool,
     /// Where the index learns what it holds.
     pub cache: CacheSource,
+    /// Which parts of a request it can take.
+    pub parts: Parts,
+    /// The part that the scheduler would rather have it play; `Both` for no leaning.
+    pub leaning: ServingRole,
     /// The instance's description.
     pub info: Arc<InstanceInfo>,
     /// Figures that change while the description stays.
@@ -42,9 +47,19 @@ impl TargetEntry {
         cells: Arc<TargetCells>,
     ) -> Self {
         let name = if info.dp_ranks > 1 { format!("{}#{rank}", info.name) } else { info.name.clone() };
-        let (key, cache) = (name_key(&name), CacheSource::default());
-        let (name, address) = (name.into(), info.address.as_str().into());
-        Self { id, name, key, address, rank, ready, cache, info, cells }
+        let (key, cache, parts) = (name_key(&name), CacheSource::default(), Parts::of(&info));
+        let (name, address, leaning) = (name.into(), info.address.as_str().into(), ServingRole::Both);
+        Self { id, name, key, address, rank, ready, cache, parts, leaning, info, cells }
+    }
+
+    /// With a part that it should rather play.
+    pub fn with_leaning(self, leaning: ServingRole) -> Self {
+        Self { leaning, ..self }
+    }
+
+    /// How it hands KV over, where it does.
+    pub fn handoff(&self) -> Option<Handoff> {
+        self.info.transfer.as_ref().map(|transfer| transfer.handoff)
     }
 
     /// With another source of what is known of its cache than the placements.
@@ -64,18 +79,51 @@ pub struct ModelEntry {
     pub targets: Vec<Arc<TargetEntry>>,
     /// What a decision reads of each of `targets`, side by side in the same order.
     rows: Vec<Row>,
+    /// Numbers of the targets that take prefill legs, and of those that take decode legs.
+    pub(crate) prefillers: Vec<u32>,
+    pub(crate) decoders: Vec<u32>,
+    /// Some target takes prefill legs and nothing else: whole requests alone would leave it idle.
+    pub(crate) is_split: bool,
     /// What was learnt about the model.
     pub cells: Arc<ModelCells>,
 }
 
 impl ModelEntry {
     fn new(name: Arc<str>, hash_names: (Arc<str>, Arc<str>), cells: Arc<ModelCells>) -> Self {
-        Self { name, hash_names, targets: Vec::new(), rows: Vec::new(), cells }
+        Self {
+            name,
+            hash_names,
+            targets: Vec::new(),
+            rows: Vec::new(),
+            prefillers: Vec::new(),
+            decoders: Vec::new(),
+            is_split: false,
+            cells,
+        }
     }
 
-    fn push(&mut self, target: Arc<TargetEntry>) {
-        self.rows.push(Row { cells: target.cells.clone(), slot: target.id.slot, ready: target.ready });
+    fn push(&mut self, target: Arc<TargetEntry>, domain: u8) {
+        let number = self.targets.len() as u32;
+        let TargetEntry { id, ready, parts, leaning, .. } = *target;
+        if parts.has(Parts::PREFILL) {
+            self.prefillers.push(number);
+            self.is_split |= !parts.has(Parts::DECODE);
+        }
+        if parts.has(Parts::DECODE) {
+            self.decoders.push(number);
+        }
+        self.rows.push(Row { cells: target.cells.clone(), slot: id.slot, ready, parts, domain, leaning });
         self.targets.push(target);
+    }
+
+    /// Whether prefill and decode can be placed apart.
+    pub fn can_split(&self) -> bool {
+        !self.prefillers.is_empty() && !self.decoders.is_empty()
+    }
+
+    /// Whether some target does nothing but prefill for others.
+    pub fn is_split(&self) -> bool {
+        self.is_split
     }
 
     /// Which of the targets has that slot. They are in the order of their slots, mostly without gaps.
@@ -102,6 +150,30 @@ pub(crate) struct Row {
     pub(crate) cells: Arc<TargetCells>,
     pub(crate) slot: Slot,
     pub(crate) ready: bool,
+    pub(crate) parts: Parts,
+    /// Targets of one domain can hand over to each other; 0 to none.
+    pub(crate) domain: u8,
+    pub(crate) leaning: ServingRole,
+}
+
+const _: () = assert!(size_of::<Row>() == 16);
+
+/// Numbers of the domains within which KV is handed over. Beyond 255 in one fleet, the targets of the rest are not
+/// paired.
+#[derive(Default)]
+struct Domains<'a>(AHashMap<(Handoff, &'a str), u8>);
+
+impl<'a> Domains<'a> {
+    fn number(&mut self, info: &'a InstanceInfo) -> u8 {
+        let Some(transfer) = &info.transfer else { return 0 };
+        let next = u8::try_from(self.0.len() + 1).unwrap_or(0);
+        let key = (transfer.handoff, transfer.domain.as_str());
+        match self.0.get(&key) {
+            Some(known) => *known,
+            None if next == 0 => 0,
+            None => *self.0.entry(key).or_insert(next),
+        }
+    }
 }
 
 /// All targets, by slot and by model.
@@ -117,7 +189,9 @@ pub struct TargetTable {
 impl TargetTable {
     pub(super) fn build(version: u64, entries: Vec<Option<Arc<TargetEntry>>>, before: &Self) -> Self {
         let mut models: AHashMap<Arc<str>, ModelEntry> = AHashMap::new();
+        let mut domains = Domains::default();
         for entry in entries.iter().flatten() {
+            let domain = domains.number(&entry.info);
             for model in &entry.info.models {
                 let name = model.name.as_str();
                 if !models.contains_key(name) {
@@ -130,10 +204,11 @@ impl TargetTable {
                     models.insert(name.clone(), ModelEntry::new(name, hash_names, cells));
                 }
                 if let Some(listed) = models.get_mut(name) {
-                    listed.push(entry.clone());
+                    listed.push(entry.clone(), domain);
                 }
             }
         }
+        drop(domains);
         Self { version, entries, models }
     }
 

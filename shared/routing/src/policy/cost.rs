@@ -35,11 +35,20 @@ const MOST_REGRET: f32 = 0.9;
 pub(crate) struct Cost(CostSettings);
 
 /// What a decision knows before it looks at a target.
-struct Outlook {
+pub(crate) struct Outlook {
     /// Weight on own prefill work of what it evicts.
     eviction: f32,
     /// How far others count.
     others: f32,
+}
+
+/// A cost by its parts, microseconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Costed {
+    /// Prefilling there: time to the first token, and what that does to others.
+    pub(crate) prefill: f32,
+    /// Decoding there: what it does to others.
+    pub(crate) decode: f32,
 }
 
 impl Cost {
@@ -47,7 +56,7 @@ impl Cost {
         Self(settings.cost)
     }
 
-    fn outlook(&self, decision: &Decision<'_>) -> Outlook {
+    pub(crate) fn outlook(&self, decision: &Decision<'_>) -> Outlook {
         let regret = decision.model.pressure.regret().min(MOST_REGRET);
         let others = (decision.model.pace.backlog() / self.0.full_backlog).min(1.0);
         Outlook { eviction: self.0.eviction * regret / (1.0 - regret), others }
@@ -55,15 +64,23 @@ impl Cost {
 
     #[inline]
     fn cost(&self, decision: &Decision<'_>, c: &Candidate, outlook: &Outlook) -> (f32, Predicted) {
-        let s = &self.0;
         let p = decision.predict(c);
+        let costed = self.parts(decision, &p, outlook);
+        (costed.prefill + costed.decode, p)
+    }
+
+    /// The cost by its parts, of work predicted so.
+    #[inline]
+    pub(crate) fn parts(&self, decision: &Decision<'_>, p: &Predicted, outlook: &Outlook) -> Costed {
+        let s = &self.0;
         let own = p.own * decision.model.pace.prefill_or(p.prefill) / p.prefill;
         let stall = s.disturbance * p.batch * p.own / (p.own + s.short_prefill_ms * 1e3);
-        let others = own * (s.own_prefill + stall)
-            + s.queue_disturbance * p.batch * p.queue
-            + s.decode_step * p.step_after;
+        let others = own * (s.own_prefill + stall) + s.queue_disturbance * p.batch * p.queue;
         let settling = own * (outlook.eviction + s.crowding * p.crowding);
-        (p.ttft + settling + outlook.others * others, p)
+        Costed {
+            prefill: p.ttft + settling + outlook.others * others,
+            decode: outlook.others * s.decode_step * p.step_after,
+        }
     }
 }
 

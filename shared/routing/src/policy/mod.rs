@@ -6,7 +6,7 @@
 mod aibrix_least_request;
 mod aibrix_prefix_cache;
 mod consistent_hash;
-mod cost;
+pub(crate) mod cost;
 mod dynamo;
 mod figures;
 mod least_busy_time;
@@ -75,7 +75,10 @@ pub(crate) use throughput::Throughput;
 pub(crate) use vtc_basic::VtcBasic;
 pub(crate) use weighted::Weighted;
 
-use crate::fleet::{EngineFigures, Fleet, Mode, ModelCells, TargetEntry};
+use fairlead_wire::msg::ServingRole;
+
+use crate::fleet::{EngineFigures, Fleet, Mode, ModelCells, Parts, TargetEntry};
+use crate::pd::Pairing;
 use crate::registry::PolicyName;
 use crate::request::PlanRequest;
 use crate::rng::Rng;
@@ -99,6 +102,12 @@ pub struct Candidate {
     pub context_tokens: u64,
     /// Tokens in process there: uncached prompt tokens to prefill and context being decoded.
     pub tokens: u64,
+    /// Which parts of a request it can take.
+    pub parts: Parts,
+    /// Targets of one domain can hand over to each other; 0 to none.
+    pub domain: u8,
+    /// The part that the scheduler would rather have it play; `Both` for no leaning.
+    pub leaning: ServingRole,
 }
 
 impl Candidate {
@@ -206,6 +215,20 @@ reasons! {
     Imbalance = "imbalance",
     /// No target keeps the request's limits: the one that misses them least.
     SloInfeasible = "slo_infeasible",
+    /// Prefill and decode apart: the best pair.
+    Remote = "remote",
+    /// Prefill and decode apart, though no choice keeps the limits: the pair that misses them least.
+    RemoteInfeasible = "remote_infeasible",
+    /// Prefilled where it decodes: little is to be computed there, and no pair would be better.
+    Local = "local",
+    /// Prefilled where it decodes: the target holds the conversation, and the new turn is short.
+    LocalPrefix = "local_prefix",
+    /// Prefilled where it decodes, since the prefill side is backed up.
+    LocalBacklog = "local_p_backlog",
+    /// Served whole: the request cannot be split.
+    NotSplit = "not_split",
+    /// Served whole: no prefill target is ready.
+    PrefillDown = "prefill_down",
     /// The replicated state is too old: round robin.
     Blind = "blind",
 }
@@ -263,6 +286,12 @@ pub trait Policy: Send + Sync {
     /// A figure without which the policy has decided all the same: one of several that it adds up, and which no
     /// candidate's engine reports.
     fn missing(&self, _decision: &Decision<'_>) -> Option<Missing> {
+        None
+    }
+
+    /// Its code for placing prefill and decode apart, where it does. [`Policy::pick`] then places whole requests: those
+    /// that cannot be split, and those of a model whose targets cannot.
+    fn pairing(&self) -> Option<&dyn Pairing> {
         None
     }
 

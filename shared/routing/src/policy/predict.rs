@@ -2,6 +2,7 @@
 
 use super::{Candidate, Decision};
 use crate::cost::Constants;
+use crate::fleet::LATELY_S;
 
 /// Tokens of an answer of which nothing is known.
 pub(super) const ANSWER_TOKENS: f32 = 500.0;
@@ -60,6 +61,15 @@ impl Decision<'_> {
             ttft: room + under_way + constants.prefill_time(left + own, tokens + uncached as f32, step),
             crowding: self.crowding(candidate, &constants),
         }
+    }
+
+    /// Share of the target's time that prefill takes: what it did lately and what is queued there, over the time that
+    /// counts as lately.
+    #[inline]
+    pub(crate) fn prefill_share(&self, candidate: &Candidate, predicted: &Predicted) -> f32 {
+        const LATELY_US: f32 = LATELY_S as f32 * 1e6;
+        let done = self.target(candidate).cells.decoding.prefill_rate(self.request.now_us);
+        (done * predicted.prefill / 1e6 + predicted.queue / LATELY_US).min(0.95)
     }
 
     /// Time until the requests that run have ended in such number that this one and those that wait before it fit
