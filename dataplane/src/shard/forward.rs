@@ -555,6 +555,15 @@ fn no_plan(why: NoPlan, prompt: &Prompt, cause: Option<Cause>) -> Refusal {
             Refusal::new(503, format!("no target of `{}` matches the label filter", prompt.model))
                 .code("no_matching_target")
         }
+        (NoPlan::NoneWhole, None) => Refusal::new(
+            503,
+            format!(
+                "no target of `{}` serves whole requests, and this one cannot be split now",
+                prompt.model
+            ),
+        )
+        .code("no_whole_target")
+        .retry_after(1),
         (NoPlan::NoneReady | NoPlan::AllTried, None) => {
             Refusal::new(503, format!("no target of `{}` is ready", prompt.model))
                 .code("no_ready_target")
