@@ -192,7 +192,7 @@ fn ratios(
         }
         for flight in flights.values_mut().filter(|flight| flight.whole) {
             if (now - flight.sent) * 1e6 >= flight.predicted_us {
-                flight.reservation.presume_prefilled(now_us);
+                flight.reservation.presume_prefilled((now * 1e6) as u64);
             }
         }
         if next <= now {
