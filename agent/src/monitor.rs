@@ -10,7 +10,7 @@ use crate::metrics::expected;
 use crate::options::{KvEvents, Settings};
 use crate::state::{AgentState, Published, Stats};
 use crate::tracker::{Seen, Tracker, same_figures};
-use crate::transfer::has_peer;
+use crate::transfer::needs_peer;
 use fairlead_wire::msg::{EngineKind, InstanceInfo, RankLoad, ServingRole};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -442,10 +442,12 @@ fn lack(instance: &InstanceInfo) -> Option<String> {
             "the engine's role is {:?}, but how it hands KV over is not known: give --handoff NAME",
             instance.role
         )),
-        Some(transfer) if transfer.peer.is_none() && has_peer(transfer.handoff) => Some(format!(
-            "where the connector's socket is is not known: give --peer HOST:PORT for {}",
-            transfer.handoff.as_str()
-        )),
+        Some(transfer) if transfer.peer.is_none() && needs_peer(transfer.handoff, instance.role) => {
+            Some(format!(
+                "where the connector's socket is is not known: give --peer HOST:PORT for {}",
+                transfer.handoff.as_str()
+            ))
+        }
         _ => None,
     }
 }

@@ -29,6 +29,11 @@ pub(crate) fn has_peer(handoff: Handoff) -> bool {
     matches!(handoff, Handoff::MoriRead | Handoff::MoriWrite | Handoff::P2pNccl | Handoff::LmcachePd)
 }
 
+/// Whether an instance of that role is of no use without it: of LMCache's PD backend only the receiver is named.
+pub(crate) fn needs_peer(handoff: Handoff, role: ServingRole) -> bool {
+    has_peer(handoff) && !(handoff == Handoff::LmcachePd && role == ServingRole::Prefill)
+}
+
 /// Whether a connector's further port is named in requests.
 pub(crate) fn has_peer_port(handoff: Handoff) -> bool {
     matches!(handoff, Handoff::MoriRead | Handoff::MoriWrite | Handoff::LmcachePd)
