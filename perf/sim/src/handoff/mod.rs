@@ -344,7 +344,7 @@ async fn receive(
         let (at, have, shipped) = done.map_err(|e| LegError::internal(e.to_string()))?;
         let shipped = shipped.map_err(|e| LegError::internal(format!("KV load failed: {e}")))?;
         let back = told.as_deref().unwrap_or_default();
-        if !shipped.opaque.is_empty() && memchr_in(back, shipped.opaque.as_bytes()).is_none() {
+        if !shipped.opaque.is_empty() && place_of(back, shipped.opaque.as_bytes()).is_none() {
             let message = "KV load failed: kv_transfer_params did not come back as they were given";
             return Err(LegError::internal(message));
         }
@@ -355,6 +355,6 @@ async fn receive(
 }
 
 /// Where `needle` begins in `text`.
-fn memchr_in(text: &[u8], needle: &[u8]) -> Option<usize> {
+fn place_of(text: &[u8], needle: &[u8]) -> Option<usize> {
     text.windows(needle.len()).position(|w| w == needle)
 }
