@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Args;
-use fairlead_config::Config;
+use fairlead_config::{Config, PrefillDecode};
+use fairlead_replication::LeanConfig;
 use fairlead_scheduler::{Scheduler, SchedulerOptions};
 use fairlead_wire::msg::Role;
 
@@ -45,5 +46,16 @@ fn options(config: &Config) -> anyhow::Result<SchedulerOptions> {
     options.index_bytes = section.index_bytes.bytes();
     options.heartbeat = section.heartbeat;
     options.block_tokens = section.block_tokens;
+    options.lean = lean(&section.prefill_decode);
     Ok(options)
+}
+
+fn lean(section: &PrefillDecode) -> LeanConfig {
+    LeanConfig {
+        enabled: section.enabled,
+        tpot_us: section.target_tpot.as_micros() as f32,
+        short_answer: section.short_answer_tokens as f32,
+        dwell_us: u64::try_from(section.dwell.as_micros()).unwrap_or(u64::MAX),
+        ..LeanConfig::default()
+    }
 }

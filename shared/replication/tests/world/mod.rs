@@ -544,6 +544,7 @@ impl World {
                     (&target.info.name, target.rank, target.info.incarnation)
                 );
                 assert_eq!(seen.costs.get(local).copied(), target.costs, "{what}: costs of {name}#{rank}");
+                assert_eq!(seen.leanings.get(local).copied(), Some(target.leaning), "{what}: {name}#{rank} leans");
                 let others = self.actual(name, *rank, Some(i));
                 let sums = seen.peers.get(local).copied().unwrap_or_default();
                 assert_eq!(sums.requests, others, "{what}: peers at {name}#{rank}");
