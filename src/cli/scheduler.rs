@@ -59,3 +59,24 @@ fn lean(section: &PrefillDecode) -> LeanConfig {
         ..LeanConfig::default()
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may fail so")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_section_says_is_how_roles_lean() {
+        let of = |text: &str| lean(&Config::from_yaml(text).unwrap().scheduler.prefill_decode);
+        assert_eq!(of("scheduler: {}"), LeanConfig::default());
+        let text = "scheduler: {prefill_decode: {enabled: false, target_tpot: 20ms, short_answer_tokens: 9, dwell: 1s}}";
+        let want = LeanConfig {
+            enabled: false,
+            tpot_us: 20_000.0,
+            short_answer: 9.0,
+            dwell_us: 1_000_000,
+            ..LeanConfig::default()
+        };
+        assert_eq!(of(text), want);
+    }
+}

@@ -98,3 +98,21 @@ async fn get(host: &str, path: &str) -> anyhow::Result<String> {
     }
     Ok(body.to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::part;
+
+    #[test]
+    fn a_part_is_fixed_or_leant_to() {
+        for (role, leaning, want) in [
+            ("both", "both", "both"),
+            ("both", "decode", "~decode"),
+            ("prefill", "both", "prefill"),
+            ("both", "-", "both"),
+            ("-", "-", "-"),
+        ] {
+            assert_eq!(part(role, leaning), want);
+        }
+    }
+}

@@ -244,7 +244,10 @@ mod tests {
 
     #[test]
     fn gateways_and_scheduler_take_the_same_for_granted() {
-        assert_eq!(parts_of(&Costs { prefills: 1, decodes: 1, ..Costs::PRIOR }, Constants::from_array([1.0; 6])), Constants::PRIOR);
+        assert_eq!(
+            parts_of(&Costs { prefills: 1, decodes: 1, ..Costs::PRIOR }, Constants::from_array([1.0; 6])),
+            Constants::PRIOR
+        );
     }
 
     #[test]

@@ -205,12 +205,8 @@ mod tests {
     use super::*;
     use crate::StaticInstance;
 
-    const READY: TargetState = TargetState {
-        rank: 0,
-        ready: true,
-        cache: CacheSource::Placements,
-        leaning: ServingRole::Both,
-    };
+    const READY: TargetState =
+        TargetState { rank: 0, ready: true, cache: CacheSource::Placements, leaning: ServingRole::Both };
     const UNREADY: TargetState = TargetState { ready: false, ..READY };
 
     fn sink() -> (FleetSink, Arc<InstanceInfo>) {

@@ -395,3 +395,6 @@ impl Leaning {
         changes
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,8 +12,8 @@ use fairlead_wire::limits::MAX_COUNT;
 use fairlead_wire::msg::{InFlight, InstanceInfo};
 use fairlead_wire::{Slot, TargetId};
 
-use super::account::History;
 use super::TargetState;
+use super::account::History;
 use super::costs::LocalCosts;
 
 #[derive(Debug)]

@@ -208,8 +208,7 @@ impl Truth {
 
     /// A gateway's session has ended, and with it all it had in flight.
     pub(super) fn observe_end(&mut self, gateway: &Gateway) {
-        let changes: Vec<_> =
-            gateway.in_flight.values().map(|had| (*had, nothing_at(had.target))).collect();
+        let changes: Vec<_> = gateway.in_flight.values().map(|had| (*had, nothing_at(had.target))).collect();
         self.observe(&changes, true);
     }
 
@@ -245,8 +244,8 @@ mod tests {
     use super::*;
 
     fn info(model: &str, domain: Option<&str>) -> InstanceInfo {
-        let transfer = domain
-            .map(|domain| Transfer { domain: domain.to_owned(), ..Transfer::new(Handoff::NixlPull) });
+        let transfer =
+            domain.map(|domain| Transfer { domain: domain.to_owned(), ..Transfer::new(Handoff::NixlPull) });
         InstanceInfo { transfer, ..InstanceInfo::new("e", "h:1", [model]) }
     }
 

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use fairlead_prefix::Hits;
 use fairlead_replication::{
-    EngineView, Readers, Replica, ReplicaConfig, ReplicaSink, ReservationSource, SessionId, TargetState, Trust,
+    EngineView, Readers, Replica, ReplicaConfig, ReplicaSink, ReservationSource, SessionId, TargetState,
+    Trust,
 };
 use fairlead_wire::TargetId;
 use fairlead_wire::msg::{Costs, InFlight, InstanceInfo, ServingRole};
@@ -31,12 +32,7 @@ pub struct Seen {
 pub struct Sink(pub Rc<RefCell<Seen>>);
 
 impl ReplicaSink for Sink {
-    fn target(
-        &mut self,
-        id: TargetId,
-        state: TargetState,
-        info: &Arc<InstanceInfo>,
-    ) {
+    fn target(&mut self, id: TargetId, state: TargetState, info: &Arc<InstanceInfo>) {
         let mut seen = self.0.borrow_mut();
         assert!(!seen.cooling.iter().any(|cold| cold.slot == id.slot), "slot {id} given away while in use");
         assert!(
@@ -175,7 +171,7 @@ impl Gateway {
         cell.requests = cell.requests.saturating_add_signed(requests);
         cell.prefilling = cell.requests / 2;
         cell.prefill_tokens = u64::from(cell.requests) * 10;
-        cell.prefill_us = u64::from(cell.requests) * 300;
+        cell.prefill_us = u64::from(cell.requests) * 30_000;
         cell.context_tokens = u64::from(cell.requests) * 100;
     }
 }
