@@ -342,6 +342,11 @@ impl Leaning {
             let share = if answers >= ANSWERS { late / answers } else { 0.0 };
             let helps = strain(best) < BEARABLE || share > HOPELESS;
             let part = share > 2.0 * LATE.0 && strain(0) > 1.0 && strain(best) < strain(0) && helps;
+            if part {
+                // So many late answers tell how far beyond its limit the pool is: it is joined again by that measure.
+                let strained = 1.0 + (3.0 * share).min(1.0);
+                self.factor = factor.max(strained / demand.mixed(config)).clamp(FACTOR.0, FACTOR.1);
+            }
             return if part { best } else { 0 };
         }
         if strain(0) <= 1.0 - RETURN {
