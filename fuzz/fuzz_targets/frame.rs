@@ -7,7 +7,7 @@ use fairlead_wire::msg::{
     CacheEvents, CacheOp, CacheSource, Costs, Delta, EngineKind, EngineLoad, Feedback, GatewayLoad, Handoff,
     HashSpace, Hello, Holding, InFlight, IndexOp, InstanceInfo, LoadUpdate, ModelInfo, Op, PeerLoad,
     Placement, Placements, RankLoad, Recollection, Refuse, RefuseCode, Register, Report, Role, Run,
-    ServingRole, SnapshotChunk, TargetCosts, TargetFeedback, TargetInfo, Transfer,
+    ServingRole, SnapshotChunk, TargetCosts, TargetFeedback, TargetInfo, TargetPace, Transfer,
 };
 use fairlead_wire::{Frame, Header, Kind, Message, Stamp, TargetId};
 use libfuzzer_sys::fuzz_target;
@@ -168,6 +168,7 @@ fn samples() -> Vec<Message> {
                 ..TargetFeedback::default()
             }],
             costs: vec![TargetCosts { target, costs }],
+            paces: vec![TargetPace { target, answers: 9, late: 2 }],
         }),
         Message::Delta(Delta { ops }),
         Message::Snapshot(SnapshotChunk {

@@ -78,6 +78,7 @@ impl Scheduler {
             max_targets: options.max_targets,
             index_bytes: options.index_bytes,
             block_tokens: options.block_tokens,
+            lean: options.lean,
             ..TruthConfig::default()
         };
         let truth = Truth::new(config, epoch, seed, clock.now_us());

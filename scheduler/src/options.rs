@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use fairlead_replication::LeanConfig;
 use fairlead_transport::{Identity, LinkOptions};
 
 /// Settings of a scheduler.
@@ -25,6 +26,8 @@ pub struct SchedulerOptions {
     pub heartbeat: Duration,
     /// Tokens of one block of a prompt that is routed by token ids, for the whole cluster.
     pub block_tokens: u32,
+    /// How targets without a fixed role lean to prefill and decode.
+    pub lean: LeanConfig,
     /// Limits of links.
     pub links: LinkOptions,
     /// Messages from all links that wait for the one task that owns the state. At the bound links are read no
@@ -46,6 +49,7 @@ impl SchedulerOptions {
             max_targets: fairlead_replication::TruthConfig::default().max_targets,
             heartbeat: Duration::from_secs(1),
             block_tokens: fairlead_replication::TruthConfig::default().block_tokens,
+            lean: LeanConfig::default(),
             // What waits for a slow gateway waits in the truth, where it is coalesced; the queues only keep the
             // connection busy.
             links: LinkOptions { send_frames: 64, send_bytes: 512 << 10, ..LinkOptions::default() },

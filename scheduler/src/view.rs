@@ -70,7 +70,9 @@ fn targets<O: Outlet>(scene: &Scene<'_, O>) -> Value {
                 "host": info.host,
                 "engine": format!("{:?}", info.engine).to_lowercase(),
                 "engine_version": info.engine_version,
-                "role": format!("{:?}", info.role).to_lowercase(),
+                "role": info.role.as_str(),
+                "leaning": target.leaning.as_str(),
+                "handoff": info.transfer.as_ref().map(|transfer| transfer.handoff.as_str()),
                 "incarnation": info.incarnation.to_string(),
                 "models": info.models.iter().map(|model| model.name.as_str()).collect::<Vec<_>>(),
                 "kv_blocks": info.kv_blocks,
@@ -207,6 +209,16 @@ fn metrics<O: Outlet>(scene: &Scene<'_, O>) -> Page {
             ("events", stats.exact as u64),
             ("partial", stats.partial as u64),
             ("placements", stats.targets.saturating_sub(stats.exact + stats.partial) as u64),
+        ],
+    );
+    gauge(
+        "fairlead_scheduler_leaning",
+        "Targets by the part that they should rather play",
+        &["role"],
+        vec![
+            ("prefill", stats.lean_prefill as u64),
+            ("decode", stats.lean_decode as u64),
+            ("neither", stats.targets.saturating_sub(stats.lean_prefill + stats.lean_decode) as u64),
         ],
     );
     for (definition, value) in [(names::INDEX_BLOCKS, index.held_blocks), (names::INDEX_BYTES, index.bytes)] {

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Args;
-use fairlead_config::Config;
+use fairlead_config::{Config, PrefillDecode};
+use fairlead_replication::LeanConfig;
 use fairlead_scheduler::{Scheduler, SchedulerOptions};
 use fairlead_wire::msg::Role;
 
@@ -45,5 +46,37 @@ fn options(config: &Config) -> anyhow::Result<SchedulerOptions> {
     options.index_bytes = section.index_bytes.bytes();
     options.heartbeat = section.heartbeat;
     options.block_tokens = section.block_tokens;
+    options.lean = lean(&section.prefill_decode);
     Ok(options)
+}
+
+fn lean(section: &PrefillDecode) -> LeanConfig {
+    LeanConfig {
+        enabled: section.enabled,
+        tpot_us: section.target_tpot.as_micros() as f32,
+        short_answer: section.short_answer_tokens as f32,
+        dwell_us: u64::try_from(section.dwell.as_micros()).unwrap_or(u64::MAX),
+        ..LeanConfig::default()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may fail so")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_section_says_is_how_roles_lean() {
+        let of = |text: &str| lean(&Config::from_yaml(text).unwrap().scheduler.prefill_decode);
+        assert_eq!(of("scheduler: {}"), LeanConfig::default());
+        let text = "scheduler: {prefill_decode: {enabled: false, target_tpot: 20ms, short_answer_tokens: 9, dwell: 1s}}";
+        let want = LeanConfig {
+            enabled: false,
+            tpot_us: 20_000.0,
+            short_answer: 9.0,
+            dwell_us: 1_000_000,
+            ..LeanConfig::default()
+        };
+        assert_eq!(of(text), want);
+    }
 }

@@ -41,12 +41,12 @@ pub fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
         bail!("the scheduler's answer has no list of targets");
     };
     out::line(format_args!(
-        "{:<24} {:<22} {:<7} {:<6} {:>7} {:>7} {:>6}  models",
-        "instance", "address", "engine", "ready", "running", "waiting", "kv"
+        "{:<24} {:<22} {:<7} {:<6} {:<8} {:>7} {:>7} {:>6}  models",
+        "instance", "address", "engine", "ready", "part", "running", "waiting", "kv"
     ));
     for target in targets {
         let text = |key: &str| target.get(key).and_then(|v| v.as_str()).unwrap_or("-").to_owned();
-        let number = |key: &str| target.get(key).and_then(|v| v.as_f64());
+        let number = |key: &str| target.get("load")?.get(key)?.as_f64();
         let count = |key: &str| number(key).map_or("?".to_owned(), |n| format!("{n:.0}"));
         let kv = number("kv_usage").map_or("?".to_owned(), |share| format!("{:.0} %", share * 100.0));
         let ready =
@@ -59,11 +59,12 @@ pub fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
             .filter_map(|m| m.as_str())
             .collect();
         out::line(format_args!(
-            "{:<24} {:<22} {:<7} {:<6} {:>7} {:>7} {:>6}  {}",
+            "{:<24} {:<22} {:<7} {:<6} {:<8} {:>7} {:>7} {:>6}  {}",
             text("instance"),
             text("address"),
             text("engine"),
             ready,
+            part(&text("role"), &text("leaning")),
             count("running"),
             count("waiting"),
             kv,
@@ -71,6 +72,11 @@ pub fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
         ));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What a target does of a request: its fixed part, or after a tilde the one that it leans to.
+fn part(role: &str, leaning: &str) -> String {
+    if role == "both" && !matches!(leaning, "both" | "-") { format!("~{leaning}") } else { role.to_owned() }
 }
 
 /// One GET over a connection of its own; enough for an admin port.
@@ -91,4 +97,22 @@ async fn get(host: &str, path: &str) -> anyhow::Result<String> {
         bail!("{host} answered {status:?}");
     }
     Ok(body.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::part;
+
+    #[test]
+    fn a_part_is_fixed_or_leant_to() {
+        for (role, leaning, want) in [
+            ("both", "both", "both"),
+            ("both", "decode", "~decode"),
+            ("prefill", "both", "prefill"),
+            ("both", "-", "both"),
+            ("-", "-", "-"),
+        ] {
+            assert_eq!(part(role, leaning), want);
+        }
+    }
 }

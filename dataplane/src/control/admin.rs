@@ -5,7 +5,7 @@ use std::sync::Arc;
 use fairlead_replication::ReplicaStatus;
 use fairlead_routing::Constants;
 use fairlead_telemetry::admin::{Page, serve_pages};
-use fairlead_wire::msg::EngineKind;
+use fairlead_wire::msg::{EngineKind, Handoff};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -60,6 +60,9 @@ fn targets(shared: &Shared) -> Value {
                 "rank": entry.rank,
                 "engine": engine,
                 "ready": entry.ready,
+                "role": entry.info.role.as_str(),
+                "leaning": entry.leaning.as_str(),
+                "handoff": entry.handoff().map(Handoff::as_str),
                 "models": models,
                 "circuit_closed": entry.cells.circuit_closed(crate::runtime::now_us()),
                 "requests_total": entry.cells.counters.requests_total(),

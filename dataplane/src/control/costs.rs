@@ -243,6 +243,14 @@ mod tests {
     }
 
     #[test]
+    fn gateways_and_scheduler_take_the_same_for_granted() {
+        assert_eq!(
+            parts_of(&Costs { prefills: 1, decodes: 1, ..Costs::PRIOR }, Constants::from_array([1.0; 6])),
+            Constants::PRIOR
+        );
+    }
+
+    #[test]
     fn an_answer_that_shows_little_is_no_news_for_the_scheduler() {
         let mut book = CostBook::default();
         book.seen(&SpeedNote { prefill: None, ..answer() });

@@ -35,6 +35,8 @@ pub struct DeskOptions {
     pub snapshot_wait: Option<Duration>,
     /// Settings of the replica.
     pub replica: ReplicaConfig,
+    /// Time per token after the first beyond which an answer counts as late, microseconds.
+    pub tpot_us: f32,
 }
 
 /// See the module's documentation. Times are of the process's clock, microseconds.
@@ -61,7 +63,8 @@ impl Desk {
             options.replica.clone(),
             |readers| {
                 let [first, second] = readers.index.clone();
-                FleetSink::new(Arc::new(Fleet::new([first, second, readers.overlay.clone()])))
+                let fleet = Arc::new(Fleet::new([first, second, readers.overlay.clone()]));
+                FleetSink::new(fleet, options.tpot_us)
             },
             now_us,
         );
@@ -117,6 +120,9 @@ impl Desk {
         for _ in 0..PLACEMENT_BATCH {
             let Some(note) = self.shared.next_speed() else { break };
             self.replica.sink_mut().seen(&note);
+            if let Some(late) = self.replica.sink().late(&note) {
+                self.replica.paced(note.target, late);
+            }
         }
         for _ in 0..PLACEMENT_BATCH {
             let Some(note) = self.shared.next_placement() else { return };

@@ -77,9 +77,11 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    /// Builds replica and shared state on the current runtime, and opens the admin port.
+    /// Builds replica and shared state on the current runtime, and opens the admin port. Answers are late beyond
+    /// `tpot_us` per token.
     pub fn start(
         options: ControlOptions,
+        tpot_us: f32,
         make_shared: impl FnOnce(Arc<Fleet>) -> io::Result<Arc<Shared>>,
     ) -> Result<(Self, Option<SocketAddr>), StartError> {
         let now = now_us();
@@ -89,6 +91,7 @@ impl Driver {
             instances: options.instances.clone(),
             snapshot_wait: options.scheduler.is_some().then_some(options.snapshot_wait),
             replica: options.replica.clone(),
+            tpot_us,
         };
         let desk = Desk::new(desk, make_shared, now)?;
         let shared = desk.shared().clone();

@@ -72,6 +72,7 @@ pub fn start_controlled(
     let (shared_made, shared_here) = mpsc::channel();
     let wait = control.snapshot_wait;
     let shared_options = options.clone();
+    let tpot_us = options.routing.settings.dynamic_pd_split.target_tpot_ms * 1e3;
     let thread = std::thread::Builder::new().name("control".into()).spawn(move || {
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
@@ -83,7 +84,7 @@ pub fn start_controlled(
         };
         runtime.block_on(async move {
             let make = |fleet: Arc<Fleet>| Shared::new(&shared_options, fleet);
-            match Driver::start(control, make) {
+            match Driver::start(control, tpot_us, make) {
                 Ok((driver, admin)) => {
                     let _ = shared_made.send(driver.shared().clone());
                     let _ = told.send(Ok(admin));

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use ahash::AHashMap;
-use fairlead_replication::{EngineView, ReplicaSink, ReservationSource, Trust};
+use fairlead_replication::{EngineView, ReplicaSink, ReservationSource, TargetState, Trust};
 use fairlead_routing::{EngineFigures, Estimate, Fleet, InFlightSums, Mode, TargetEntry, pool};
 use fairlead_wire::TargetId;
-use fairlead_wire::msg::{CacheSource, Costs, InFlight, InstanceInfo};
+use fairlead_wire::msg::{Costs, InFlight, InstanceInfo};
 
 use super::costs::CostBook;
 use crate::shard::SpeedNote;
@@ -20,12 +20,14 @@ pub struct FleetSink {
     /// Gone from the table, with requests that may still run.
     gone: AHashMap<TargetId, Arc<TargetEntry>>,
     costs: CostBook,
+    /// Time per token after the first beyond which an answer is late, microseconds.
+    tpot_us: f32,
 }
 
 impl FleetSink {
-    /// Nothing known.
-    pub fn new(fleet: Arc<Fleet>) -> Self {
-        Self { fleet, entries: Vec::new(), gone: AHashMap::new(), costs: CostBook::default() }
+    /// Nothing known. An answer is late when its tokens after the first take longer than `tpot_us` each, in the mean.
+    pub fn new(fleet: Arc<Fleet>, tpot_us: f32) -> Self {
+        Self { fleet, entries: Vec::new(), gone: AHashMap::new(), costs: CostBook::default(), tpot_us }
     }
 
     /// What it writes.
@@ -38,6 +40,13 @@ impl FleetSink {
         if self.known(note.target).is_some() {
             self.costs.seen(note);
         }
+    }
+
+    /// Whether an answer was late, if it had more than one token and its target hands KV over: others have no leaning.
+    pub fn late(&self, note: &SpeedNote) -> Option<bool> {
+        let seen = note.decode.as_ref().filter(|seen| seen.tokens > 0)?;
+        self.known(note.target)?.info.transfer.as_ref()?;
+        Some(seen.span_us as f32 > self.tpot_us * seen.tokens as f32)
     }
 
     /// Shows the shards what was learnt and told since the last call. What this gateway has learnt itself, for the
@@ -78,7 +87,8 @@ impl FleetSink {
 }
 
 impl ReplicaSink for FleetSink {
-    fn target(&mut self, id: TargetId, rank: u16, ready: bool, cache: CacheSource, info: &Arc<InstanceInfo>) {
+    fn target(&mut self, id: TargetId, state: TargetState, info: &Arc<InstanceInfo>) {
+        let TargetState { rank, ready, cache, leaning } = state;
         let cells = self.known(id).map(|entry| entry.cells.clone());
         if ready
             && let Some(before) = self.listed(id)
@@ -87,8 +97,9 @@ impl ReplicaSink for FleetSink {
             // The agent has reached the engine again: what this gateway saw before is out of date.
             before.cells.connected();
         }
-        let entry =
-            TargetEntry::new(id, info.clone(), rank, ready, cells.unwrap_or_default()).with_cache(cache);
+        let entry = TargetEntry::new(id, info.clone(), rank, ready, cells.unwrap_or_default())
+            .with_cache(cache)
+            .with_leaning(leaning);
         let slot = usize::from(id.slot);
         if slot >= self.entries.len() {
             self.entries.resize(slot + 1, None);
@@ -189,25 +200,30 @@ impl ReservationSource for FleetSink {
 #[cfg(test)]
 mod tests {
     use fairlead_routing::{DecodeSeen, Reservation};
+    use fairlead_wire::msg::{CacheSource, Handoff, ServingRole, Transfer};
 
     use super::*;
     use crate::StaticInstance;
 
+    const READY: TargetState =
+        TargetState { rank: 0, ready: true, cache: CacheSource::Placements, leaning: ServingRole::Both };
+    const UNREADY: TargetState = TargetState { ready: false, ..READY };
+
     fn sink() -> (FleetSink, Arc<InstanceInfo>) {
         let instance =
             StaticInstance { name: "a".into(), address: "127.0.0.1:1".into(), models: vec!["m".into()] };
-        (FleetSink::new(crate::static_fleet(&[])), instance.entry(0).info.clone())
+        (FleetSink::new(crate::static_fleet(&[]), 50_000.0), instance.entry(0).info.clone())
     }
 
     #[test]
     fn counters_survive_changes_and_a_short_absence() {
         let (mut sink, info) = sink();
         let id = TargetId::new(3, 1);
-        sink.target(id, 0, true, CacheSource::Placements, &info);
+        sink.target(id, READY, &info);
         sink.publish();
         let entry = sink.fleet().table_full().get(id).cloned().unwrap();
         let held = Reservation::new(entry, 10, 10, 1);
-        sink.target(id, 0, false, CacheSource::Placements, &info);
+        sink.target(id, UNREADY, &info);
         sink.publish();
         assert_eq!(sink.fleet().table().ready(), 0);
         assert_eq!(sink.in_flight(id).requests, 1);
@@ -215,7 +231,7 @@ mod tests {
         sink.publish();
         assert!(sink.fleet().table().model("m").is_none());
         assert_eq!(sink.in_flight(id).requests, 1, "a gone target's requests are still counted");
-        sink.target(id, 0, true, CacheSource::Placements, &info);
+        sink.target(id, READY, &info);
         sink.publish();
         assert_eq!(sink.in_flight(id).requests, 1);
         drop(held);
@@ -244,7 +260,7 @@ mod tests {
         let (mut sink, info) = sink();
         for (slot, prefill) in [(0, 30.0), (1, 33.0), (2, 90.0), (3, 0.0)] {
             let id = TargetId::new(slot, 1);
-            sink.target(id, 0, true, CacheSource::Placements, &info);
+            sink.target(id, READY, &info);
             if prefill > 0.0 {
                 sink.costs(id, &costs(prefill, 90));
             }
@@ -263,7 +279,7 @@ mod tests {
     fn what_is_learnt_and_told_reaches_decisions_until_the_target_is_forgotten() {
         let (mut sink, info) = sink();
         let id = TargetId::new(3, 1);
-        sink.target(id, 0, true, CacheSource::Placements, &info);
+        sink.target(id, READY, &info);
         sink.publish();
         sink.costs(id, &costs(70.0, 9));
         let (learnt, counts) = sink.show_costs();
@@ -291,14 +307,48 @@ mod tests {
     }
 
     #[test]
+    fn late_is_above_the_limit_and_only_said_of_targets_that_hand_over() {
+        let (mut sink, info) = sink();
+        let (alone, paired) = (TargetId::new(0, 1), TargetId::new(1, 1));
+        sink.target(alone, READY, &info);
+        let transfer = Some(Transfer::new(Handoff::NixlPull));
+        sink.target(paired, READY, &Arc::new(InstanceInfo { transfer, ..(*info).clone() }));
+        let cases = [
+            (paired, 2_000_000, 40, Some(false)),
+            (paired, 2_000_001, 40, Some(true)),
+            (paired, 50_001, 1, Some(true)),
+            (paired, 9, 0, None),
+            (alone, 2_000_001, 40, None),
+            (TargetId::new(9, 9), 2_000_001, 40, None),
+        ];
+        for (target, span_us, tokens, want) in cases {
+            let seen = DecodeSeen { span_us, tokens, batch: 1.0, context: 0.0, prefilled: 0.0 };
+            let note = SpeedNote { target, prefill: None, decode: Some(seen) };
+            assert_eq!(sink.late(&note), want, "{target}: {tokens} tokens in {span_us} us");
+            assert_eq!(sink.late(&SpeedNote { decode: None, ..note }), None);
+        }
+    }
+
+    #[test]
+    fn a_leaning_reaches_decisions() {
+        let (mut sink, info) = sink();
+        let id = TargetId::new(0, 1);
+        for leaning in [ServingRole::Prefill, ServingRole::Decode, ServingRole::Both] {
+            sink.target(id, TargetState { leaning, ..READY }, &info);
+            sink.publish();
+            assert_eq!(sink.fleet().table_full().get(id).unwrap().leaning, leaning);
+        }
+    }
+
+    #[test]
     fn another_generation_has_counters_of_its_own() {
         let (mut sink, info) = sink();
-        sink.target(TargetId::new(0, 1), 0, true, CacheSource::Placements, &info);
+        sink.target(TargetId::new(0, 1), READY, &info);
         sink.publish();
         let entry = sink.fleet().table_full().get(TargetId::new(0, 1)).cloned().unwrap();
         let _held = Reservation::new(entry, 10, 10, 1);
         sink.target_gone(TargetId::new(0, 1));
-        sink.target(TargetId::new(0, 2), 0, true, CacheSource::Placements, &info);
+        sink.target(TargetId::new(0, 2), READY, &info);
         sink.publish();
         assert_eq!(sink.in_flight(TargetId::new(0, 2)).requests, 0);
         assert_eq!(sink.in_flight(TargetId::new(0, 1)).requests, 1);
@@ -308,17 +358,17 @@ mod tests {
     fn a_recovered_target_has_its_circuit_closed() {
         let (mut sink, info) = sink();
         let id = TargetId::new(0, 1);
-        sink.target(id, 0, true, CacheSource::Placements, &info);
+        sink.target(id, READY, &info);
         sink.publish();
         let cells = sink.fleet().table_full().get(id).unwrap().cells.clone();
         cells.connect_failed(1_000);
-        sink.target(id, 0, true, CacheSource::Placements, &info);
+        sink.target(id, READY, &info);
         assert!(
             !cells.circuit_closed(2_000),
             "news without a change of readiness says nothing about connects"
         );
-        sink.target(id, 0, false, CacheSource::Placements, &info);
-        sink.target(id, 0, true, CacheSource::Placements, &info);
+        sink.target(id, UNREADY, &info);
+        sink.target(id, READY, &info);
         assert!(cells.circuit_closed(2_000));
     }
 }

@@ -20,7 +20,8 @@ pub use reference::reference_markdown;
 pub use routing::{Explain, Named, POLICY_MAX, PolicySettings, PolicyText, Profile, Slo};
 pub use schema::{KeyDoc, SectionDoc};
 pub use sections::{
-    Agent, Config, Gateway, Instance, Log, Model, Retry, Scheduler, Timeouts, Tokenising, Upstream,
+    Agent, Config, Gateway, Instance, Log, Model, PrefillDecode, Retry, Scheduler, Timeouts, Tokenising,
+    Upstream,
 };
 pub use setting::{Setting, Size};
 pub use types::{BasePath, Driver, Endpoints, HostPort, HttpUrl, KvEvents, LogFilter, LogFormat, Shards};

@@ -251,6 +251,26 @@ section! {
         block_tokens: u32 = 64 => 1, 1024;
         /// Interval of heartbeats with every peer. Three missed ones remove an instance.
         heartbeat: Duration = secs(1) => ms(10), secs(60);
+        /// Which instances without a fixed role should rather prefill and which rather decode.
+        prefill_decode: PrefillDecode = PrefillDecode::default();
+    }
+}
+
+section! {
+    /// Instances of one model that hand KV over to one another and have no fixed role serve whole requests while tokens
+    /// come in time. Where too many answers are late, some are to prefill and the others to decode, as many as the traffic
+    /// asks for; gateways whose policy is `dynamic-pd-split` go by that.
+    pub struct PrefillDecode {
+        /// Whether instances lean at all.
+        enabled: bool = true;
+        /// Time per token that is to be kept. Which answers are late, gateways judge by `target_tpot_ms` of their
+        /// `dynamic-pd-split`: set both alike.
+        target_tpot: Duration = ms(50) => ms(1), secs(60);
+        /// Tokens of a short answer. Where so few tokens come, a single prefill in between makes the whole answer late;
+        /// it is to be kept nearly always even so.
+        short_answer_tokens: u32 = 64 => 1, 1_000_000;
+        /// Least time that an instance leans one way.
+        dwell: Duration = secs(5) => ms(250), secs(3600);
     }
 }
 
@@ -467,6 +487,7 @@ impl Check for Retry {}
 impl Check for Timeouts {}
 impl Check for Upstream {}
 impl Check for Scheduler {}
+impl Check for PrefillDecode {}
 impl Check for Log {}
 
 impl Config {

@@ -17,7 +17,8 @@
 //! until another strains clearly less, and a target keeps its leaning for some seconds at least. Source of the form:
 //! Llumnix's adaptive prefill/decode roles; the demands are ours.
 
-use ahash::AHashMap;
+use std::collections::BTreeMap;
+
 use fairlead_wire::TargetId;
 use fairlead_wire::msg::{Costs, InFlight, ServingRole};
 
@@ -81,12 +82,19 @@ impl Default for LeanConfig {
 pub struct LeanTarget {
     /// Which.
     pub id: TargetId,
-    /// What its work costs.
+    /// What its work costs: all of it known, or taken for granted ([`Costs::or_prior`]).
     pub costs: Costs,
     /// Requests that it runs at once, where known.
     pub most_running: Option<u32>,
     /// Its KV room, tokens, where known.
     pub kv_tokens: Option<u64>,
+}
+
+impl LeanTarget {
+    /// A target of which the gateways have been told so much.
+    pub fn new(id: TargetId, told: Option<Costs>) -> Self {
+        Self { id, costs: told.map_or(Costs::PRIOR, Costs::or_prior), most_running: None, kv_tokens: None }
+    }
 }
 
 /// What is known of a target.
@@ -172,7 +180,8 @@ impl Demand {
 /// The leanings of one pool: targets of one model that hand over to one another.
 #[derive(Debug)]
 pub struct Leaning {
-    seen: AHashMap<TargetId, Seen>,
+    /// In order, so that sums over it are the same in every run.
+    seen: BTreeMap<TargetId, Seen>,
     /// Demands, smoothed: prefill and tokens a second.
     demand: Option<(f32, f32)>,
     /// Answers, and of these late ones, fading.
@@ -187,7 +196,7 @@ pub struct Leaning {
 
 impl Default for Leaning {
     fn default() -> Self {
-        let (seen, demand, answers) = (AHashMap::new(), None, (0.0, 0.0));
+        let (seen, demand, answers) = (BTreeMap::new(), None, (0.0, 0.0));
         Self { seen, demand, answers, answers_us: 0, factor: 1.0, calm_us: 0, due_us: 0 }
     }
 }
@@ -214,7 +223,7 @@ impl Leaning {
             seen.fade(now_us, config.window_us);
             seen.done_us -= work as f64;
             // Mostly of one prompt: messages come within a millisecond.
-            seen.squares += (work * work) as f64;
+            seen.squares += (work as f64).powi(2);
         }
     }
 
@@ -424,3 +433,6 @@ impl Leaning {
         changes
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -29,7 +29,8 @@ pub use clock::ClockMap;
 pub use lean::{LeanConfig, LeanTarget, Leaning};
 pub use replica::{
     CHORES_US, CONFIRM, CacheAnswer, EngineView, Entry as OverlayEntry, Outgoing, Overlay, Readers, Replica,
-    ReplicaConfig, ReplicaError, ReplicaSink, ReplicaStats, ReplicaStatus, ReservationSource, Trust,
+    ReplicaConfig, ReplicaError, ReplicaSink, ReplicaStats, ReplicaStatus, ReservationSource, TargetState,
+    Trust,
 };
 pub use truth::{Output, TargetView, Truth, TruthConfig, TruthStats};
 

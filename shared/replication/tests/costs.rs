@@ -156,7 +156,7 @@ fn hardware_labels_part_classes() {
     };
     let told = |target: TargetId| TargetCosts { target: target.pack(), costs: costs(20.0, 50) };
     let items = vec![told(id(&desk, "a")), told(TargetId::new(4_000, 1)), told(TargetId::new(0, 9))];
-    desk.says(4, Feedback { items: Vec::new(), costs: items });
+    desk.says(4, Feedback { costs: items, ..Feedback::default() });
     desk.pass(200 * MS, &[1, 2, 3, 4]);
     let known: Vec<_> = desk
         .truth

@@ -4,7 +4,8 @@
 
 mod world;
 
-use fairlead_wire::msg::HashSpace;
+use fairlead_replication::LeanConfig;
+use fairlead_wire::msg::{Handoff, HashSpace, Transfer};
 use world::{MS, World};
 
 fn seeds() -> std::ops::Range<u64> {
@@ -42,7 +43,14 @@ fn act(world: &mut World, faults: Faults) {
                 world.gateways[gateway].learn(target, prefill, count);
             }
         }
-        5..=49 => {
+        5..=7 => {
+            let ready = world.gateways[gateway].ready();
+            if let Some(&target) = ready.get(world.rng.below(ready.len())) {
+                let count = world.rng.below(30);
+                (0..count).for_each(|answer| world.gateways[gateway].replica.paced(target, answer % 2 == 0));
+            }
+        }
+        8..=49 => {
             let path = if faults.small { world.rng.path(3_000) } else { world.rng.path(16) };
             let ready = world.gateways[gateway].ready();
             if let Some(&target) = ready.get(world.rng.below(ready.len())) {
@@ -108,12 +116,21 @@ struct Met {
     epochs: u64,
     trims: u64,
     evictions: u64,
+    leanings: usize,
 }
 
 fn explore(faults: Faults, salt: u64) -> Met {
     let mut met = Met::default();
     for seed in seeds() {
         let mut world = World::new(seed ^ salt << 32, 3, 4);
+        // All but one hand KV over to one another, and their answers are late by a limit that none could keep.
+        for agent in &mut world.agents[1..] {
+            agent.info.transfer = Some(Transfer::new(Handoff::NixlPull));
+        }
+        let lean =
+            LeanConfig { tpot_us: 8_000.0, dwell_us: 200 * MS, window_us: 500 * MS, ..LeanConfig::default() };
+        world.truth_config.lean = lean;
+        world.start_truth();
         if faults.small {
             world.shrink();
         }
@@ -127,6 +144,8 @@ fn explore(faults: Faults, salt: u64) -> Met {
             }
             world.quiesce();
             world.check(&format!("seed {seed} round {round}"));
+            let truth = world.truth().stats();
+            met.leanings += truth.lean_prefill.min(truth.lean_decode);
         }
         for gateway in &world.gateways {
             let reserved = std::mem::take(&mut gateway.seen.borrow_mut().reserved);
@@ -151,7 +170,7 @@ fn explore(faults: Faults, salt: u64) -> Met {
 #[test]
 fn without_faults() {
     let met = explore(Faults::default(), 1);
-    assert!(met.trims > 0 && met.gaps == 0, "{met:?}");
+    assert!(met.trims > 0 && met.gaps == 0 && met.leanings > 0, "{met:?}");
 }
 
 #[test]
@@ -181,7 +200,7 @@ fn with_scheduler_restarts() {
 fn with_everything() {
     let faults = Faults { links: true, loss: true, restarts: true, agents: true, small: false };
     let met = explore(faults, 6);
-    assert!(met.epochs > 0 && met.gaps > 0 && met.trims > 0, "{met:?}");
+    assert!(met.epochs > 0 && met.gaps > 0 && met.trims > 0 && met.leanings > 0, "{met:?}");
 }
 
 #[test]

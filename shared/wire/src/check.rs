@@ -300,7 +300,14 @@ impl Check for Feedback {
             within("feedback.prompt_bytes", item.prompt_bytes, 0, MAX_COUNT)?;
         }
         at_most("feedback.costs", self.costs.len(), MAX_TARGETS)?;
-        self.costs.iter().try_for_each(Check::check)
+        self.costs.iter().try_for_each(Check::check)?;
+        at_most("feedback.paces", self.paces.len(), MAX_TARGETS)?;
+        for pace in &self.paces {
+            target("feedback.paces.target", pace.target)?;
+            within("feedback.paces.answers", pace.answers, 0, 1 << 24)?;
+            within("feedback.paces.late", pace.late, 0, pace.answers)?;
+        }
+        Ok(())
     }
 }
 

@@ -5,7 +5,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 mod feedback;
 mod transfer;
 
-pub use feedback::{Costs, Feedback, TargetCosts, TargetFeedback};
+pub use feedback::{Costs, Feedback, TargetCosts, TargetFeedback, TargetPace};
 pub use transfer::{Handoff, Transfer};
 
 /// What a peer is. The role is believed from the certificate; the hello only repeats it.
@@ -121,6 +121,17 @@ pub enum ServingRole {
     Prefill,
     /// Decode only.
     Decode,
+}
+
+impl ServingRole {
+    /// The spelling in admin pages and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Both => "both",
+            Self::Prefill => "prefill",
+            Self::Decode => "decode",
+        }
+    }
 }
 
 /// One model that an instance serves.

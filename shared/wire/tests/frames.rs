@@ -181,6 +181,14 @@ fn feedback() -> impl Strategy<Value = TargetFeedback> {
     })
 }
 
+fn pace() -> impl Strategy<Value = TargetPace> {
+    (target(), 0u32..1 << 20, 0u32..100).prop_map(|(target, answers, percent)| TargetPace {
+        target,
+        answers,
+        late: answers / 100 * percent,
+    })
+}
+
 fn index_op() -> impl Strategy<Value = IndexOp> {
     prop_oneof![
         (target(), 1u64.., 0u32..100, path()).prop_map(|(target, anchor, skip, blocks)| IndexOp::Place {
@@ -301,8 +309,8 @@ fn message() -> impl Strategy<Value = Message> {
         ),
         vec(op(), 0..6).prop_map(|ops| Message::Delta(Delta { ops })),
         events.prop_map(Message::CacheEvents),
-        (vec(feedback(), 0..5), vec(target_costs(), 0..5))
-            .prop_map(|(items, costs)| Message::Feedback(Feedback { items, costs })),
+        (vec(feedback(), 0..5), vec(target_costs(), 0..5), vec(pace(), 0..5))
+            .prop_map(|(items, costs, paces)| Message::Feedback(Feedback { items, costs, paces })),
         (text(), 0u16..1024, any::<u64>(), vec(path(), 0..4), any::<bool>()).prop_map(
             |(instance, rank, incarnation, paths, last)| Message::Recollection(Recollection {
                 instance,
@@ -515,7 +523,7 @@ fn lies_about_costs_are_named() {
         prefills: 1,
         decodes: 1,
     };
-    let told = |costs| Feedback { items: Vec::new(), costs: vec![TargetCosts { target: 0, costs }] };
+    let told = |costs| Feedback { costs: vec![TargetCosts { target: 0, costs }], ..Feedback::default() };
     assert!(encode(&told(honest), Stamp::default()).is_ok());
     let cases = [
         (Costs { prefill: f32::NAN, ..honest }, "costs.prefill: NaN is not within"),
@@ -531,8 +539,36 @@ fn lies_about_costs_are_named() {
         let error = encode(&told(costs), Stamp::default()).unwrap_err().to_string();
         assert!(error.contains(want), "{error:?} does not say {want:?}");
     }
-    let crowd = Feedback { items: Vec::new(), costs: vec![told(honest).costs[0]; 4_097] };
+    let crowd = Feedback { costs: vec![told(honest).costs[0]; 4_097], ..Feedback::default() };
     assert!(encode(&crowd, Stamp::default()).unwrap_err().to_string().contains("feedback.costs: 4097"));
+}
+
+#[test]
+fn lies_about_paces_are_named() {
+    let honest = TargetPace { target: 1, answers: 9, late: 9 };
+    let told = |pace| Feedback { paces: vec![pace], ..Feedback::default() };
+    assert!(encode(&told(honest), Stamp::default()).is_ok());
+    let cases = [
+        (TargetPace { late: 10, ..honest }, "feedback.paces.late: 10 is not within 0 to 9"),
+        (TargetPace { answers: (1 << 24) + 1, ..honest }, "feedback.paces.answers: 16777217"),
+        (TargetPace { target: TargetId::new(5_000, 1).pack(), ..honest }, "feedback.paces.target: slot 5000"),
+    ];
+    for (pace, want) in cases {
+        let error = encode(&told(pace), Stamp::default()).unwrap_err().to_string();
+        assert!(error.contains(want), "{error:?} does not say {want:?}");
+    }
+    let full = Feedback { paces: vec![honest; 4_096], ..Feedback::default() };
+    assert!(encode(&full, Stamp::default()).is_ok());
+    let crowd = Feedback { paces: vec![honest; 4_097], ..Feedback::default() };
+    assert!(encode(&crowd, Stamp::default()).unwrap_err().to_string().contains("feedback.paces: 4097"));
+}
+
+#[test]
+fn costs_without_observations_are_the_priors() {
+    let told = Costs { prefill: 1.0, step: 2.0, prefills: 0, decodes: 3, ..Costs::PRIOR };
+    assert_eq!(told.or_prior(), Costs { step: 2.0, decodes: 3, ..Costs::PRIOR });
+    let told = Costs { prefills: 3, decodes: 0, ..told };
+    assert_eq!(told.or_prior(), Costs { prefill: 1.0, prefills: 3, ..Costs::PRIOR });
 }
 
 #[test]

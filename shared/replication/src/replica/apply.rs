@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use fairlead_wire::msg::{CacheSource, Holding, IndexOp, InstanceInfo, Op, Run, SnapshotChunk, TargetInfo};
+use fairlead_wire::msg::{Holding, IndexOp, InstanceInfo, Op, Run, SnapshotChunk, TargetInfo};
 use fairlead_wire::{Slot, TargetId};
 
-use super::{Early, Loading, Replica, ReplicaSink, ReservationSource};
+use super::{Early, Loading, Replica, ReplicaSink, ReservationSource, TargetState};
 
 /// The trees can no longer be brought up to date by operations.
 #[derive(Debug)]
@@ -87,9 +87,9 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
     fn unready(&mut self, remote: u32) {
         let Some(slot) = self.table.by_remote(remote).map(|local| local.id.slot) else { return };
         if let Some(local) = self.table.get_mut(slot)
-            && std::mem::replace(&mut local.ready, false)
+            && std::mem::replace(&mut local.state.ready, false)
         {
-            self.sink.target(local.id, local.rank, false, local.cache, &local.info);
+            self.sink.target(local.id, local.state, &local.info);
             self.table_changed = true;
         }
     }
@@ -403,10 +403,11 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
     }
 
     fn upsert(&mut self, told: TargetInfo) -> Result<(), Lost> {
-        let TargetInfo { target: remote, rank, ready, cache, costs, leaning: _, instance } = told;
+        let TargetInfo { target: remote, rank, ready, cache, costs, leaning, instance } = told;
+        let state = TargetState { rank, ready, cache, leaning };
         if let Some(local) = self.table.by_remote(remote) {
             let slot = local.id.slot;
-            self.update(slot, ready, cache, instance);
+            self.update(slot, state, instance);
             self.show_costs(remote, costs);
             return Ok(());
         }
@@ -415,7 +416,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
             let same = local.fixed || local.info.incarnation == instance.incarnation;
             if local.remote.is_none() && same {
                 self.table.confirm(slot, remote);
-                self.update(slot, ready, cache, instance);
+                self.update(slot, state, instance);
                 self.resend_due = true;
                 self.load_dirty = true;
                 self.costs_are_due();
@@ -427,7 +428,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
         }
         let shared = self.table.by_name(&instance.name, 0).map(|first| first.info.clone());
         let info = shared.filter(|first| **first == instance).unwrap_or_else(|| Arc::new(instance));
-        if self.add_target(rank, ready, cache, info, Some(remote)).is_none() {
+        if self.add_target(state, info, Some(remote)).is_none() {
             self.stats.targets_refused += 1;
             return Err(Lost::TooSmall);
         }
@@ -435,35 +436,32 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
         Ok(())
     }
 
-    fn update(&mut self, slot: Slot, ready: bool, cache: CacheSource, instance: InstanceInfo) {
+    fn update(&mut self, slot: Slot, state: TargetState, instance: InstanceInfo) {
         let Some(local) = self.table.get_mut(slot) else { return };
-        if local.ready == ready && local.cache == cache && *local.info == instance {
+        if local.state == state && *local.info == instance {
             return;
         }
-        local.ready = ready;
-        local.cache = cache;
+        local.state = state;
         if *local.info != instance {
             local.info = Arc::new(instance);
         }
-        self.sink.target(local.id, local.rank, local.ready, local.cache, &local.info);
+        self.sink.target(local.id, local.state, &local.info);
         self.table_changed = true;
     }
 
     pub(super) fn add_target(
         &mut self,
-        rank: u16,
-        ready: bool,
-        cache: CacheSource,
+        state: TargetState,
         info: Arc<InstanceInfo>,
         remote: Option<u32>,
     ) -> Option<TargetId> {
-        let id = self.table.add(rank, ready, cache, info.clone(), remote)?;
+        let id = self.table.add(state, info.clone(), remote)?;
         for tree in self.trees.iter_mut().chain([&mut self.overlay.tree]) {
             if let Err(error) = tree.bind(id) {
                 tracing::error!(%error, "the index has no room for a target of the table");
             }
         }
-        self.sink.target(id, rank, ready, cache, &info);
+        self.sink.target(id, state, &info);
         self.table_changed = true;
         self.show_load(id.slot);
         Some(id)

@@ -50,7 +50,9 @@ use std::sync::Arc;
 
 use ahash::AHashSet;
 use fairlead_prefix::{Config, Hits, Reader, Writer};
-use fairlead_wire::msg::{CacheSource, HashSpace, InFlight, InstanceInfo, Op, Placement, Pong, Welcome};
+use fairlead_wire::msg::{
+    CacheSource, HashSpace, InFlight, InstanceInfo, Op, Placement, Pong, ServingRole, Welcome,
+};
 use fairlead_wire::{Frame, Message, TargetId};
 
 use crate::ClockMap;
@@ -58,7 +60,7 @@ pub use feedback::CacheAnswer;
 use load::Peers;
 pub use overlay::{Entry, Overlay};
 pub use send::Outgoing;
-pub use sink::{EngineView, ReplicaSink, ReservationSource, Trust};
+pub use sink::{EngineView, ReplicaSink, ReservationSource, TargetState, Trust};
 use table::Table;
 pub use types::{Readers, ReplicaConfig, ReplicaError, ReplicaStats, ReplicaStatus};
 use work::Part;
@@ -362,7 +364,9 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
             let info = Arc::new(instance.clone());
             for rank in 0..info.dp_ranks {
                 if self.table.by_name(&info.name, rank).is_none() {
-                    self.add_target(rank, true, CacheSource::Placements, info.clone(), None);
+                    let cache = CacheSource::Placements;
+                    let state = TargetState { rank, ready: true, cache, leaning: ServingRole::Both };
+                    self.add_target(state, info.clone(), None);
                 }
             }
         }
@@ -434,7 +438,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
             index_off: self.index_off,
             trust: self.trust,
             targets: self.table.len(),
-            ready: self.table.iter().filter(|local| local.ready).count(),
+            ready: self.table.iter().filter(|local| local.state.ready).count(),
             peers: self.peers.len(),
             overlay_entries: self.overlay.len(),
             overlay_bytes: self.overlay.bytes(),

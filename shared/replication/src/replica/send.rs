@@ -141,7 +141,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
         };
         let Some(local) = self.table.get(id.slot).filter(|local| local.id == id) else { return };
         let info = local.info.clone();
-        let rank = local.rank;
+        let rank = local.state.rank;
         let mut paths = self.trees[tree].paths_of(id.slot).into_iter().peekable();
         while paths.peek().is_some() {
             let mut size = 0;

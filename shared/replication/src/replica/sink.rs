@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use fairlead_wire::TargetId;
-use fairlead_wire::msg::{CacheSource, Costs, InFlight, InstanceInfo, RankLoad};
+use fairlead_wire::msg::{CacheSource, Costs, InFlight, InstanceInfo, RankLoad, ServingRole};
 
 /// How far the replicated state may be trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,12 +26,24 @@ pub struct EngineView {
     pub foreign_requests: Option<u32>,
 }
 
+/// What may change of a target while its instance stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TargetState {
+    /// Rank within the instance; never changes.
+    pub rank: u16,
+    /// Whether it may be picked.
+    pub ready: bool,
+    /// Where the index learns what it holds.
+    pub cache: CacheSource,
+    /// The part that it should rather play; `Both` for no leaning.
+    pub leaning: ServingRole,
+}
+
 /// Takes the replicated state into the form that decisions read. All ids are local: chosen by the replica, the same
 /// through reconnects, snapshots and restarts of the scheduler, so that guards of running requests stay valid.
 pub trait ReplicaSink {
-    /// A target appeared or its description, its readiness or the source of what is known of its cache changed. Takes
-    /// effect with [`ReplicaSink::publish`].
-    fn target(&mut self, id: TargetId, rank: u16, ready: bool, cache: CacheSource, info: &Arc<InstanceInfo>);
+    /// A target appeared, or its description or state changed. Takes effect with [`ReplicaSink::publish`].
+    fn target(&mut self, id: TargetId, state: TargetState, info: &Arc<InstanceInfo>);
     /// A target is gone: no longer to be picked. Its counters must stay readable until
     /// [`ReplicaSink::forgotten`]. Takes effect with [`ReplicaSink::publish`].
     fn target_gone(&mut self, id: TargetId);

@@ -9,18 +9,17 @@ use std::sync::Arc;
 
 use ahash::AHashMap;
 use fairlead_wire::limits::MAX_COUNT;
-use fairlead_wire::msg::{CacheSource, InFlight, InstanceInfo};
+use fairlead_wire::msg::{InFlight, InstanceInfo};
 use fairlead_wire::{Slot, TargetId};
 
+use super::TargetState;
 use super::account::History;
 use super::costs::LocalCosts;
 
 #[derive(Debug)]
 pub(crate) struct Local {
     pub(crate) id: TargetId,
-    pub(crate) rank: u16,
-    pub(crate) ready: bool,
-    pub(crate) cache: CacheSource,
+    pub(crate) state: TargetState,
     pub(crate) info: Arc<InstanceInfo>,
     /// Packed id of the scheduler's current epoch.
     pub(crate) remote: Option<u32>,
@@ -82,9 +81,7 @@ impl Table {
     /// A slot for a new target; `None` when the table is full.
     pub(crate) fn add(
         &mut self,
-        rank: u16,
-        ready: bool,
-        cache: CacheSource,
+        state: TargetState,
         info: Arc<InstanceInfo>,
         remote: Option<u32>,
     ) -> Option<TargetId> {
@@ -100,15 +97,13 @@ impl Table {
         };
         self.generations[slot] = self.generations[slot].wrapping_add(1);
         let id = TargetId::new(slot as Slot, self.generations[slot]);
-        self.by_name.insert((info.name.as_str().into(), rank), id.slot);
+        self.by_name.insert((info.name.as_str().into(), state.rank), id.slot);
         if let Some(remote) = remote {
             self.by_remote.insert(remote, id.slot);
         }
         self.places[slot] = Place::Used(Box::new(Local {
             id,
-            rank,
-            ready,
-            cache,
+            state,
             info,
             remote,
             fixed: remote.is_none(),
@@ -131,7 +126,7 @@ impl Table {
                 if let Some(remote) = local.remote {
                     self.by_remote.remove(&remote);
                 }
-                let key = (Arc::from(local.info.name.as_str()), local.rank);
+                let key = (Arc::from(local.info.name.as_str()), local.state.rank);
                 if self.by_name.get(&key) == Some(&slot) {
                     self.by_name.remove(&key);
                 }

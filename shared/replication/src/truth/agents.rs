@@ -195,7 +195,8 @@ impl Truth {
             }
             target.info = info.clone();
             target.ready = ready;
-            let described = target.describe();
+            self.sort_into_pool(slot);
+            let Some(described) = self.fleet.at(slot).map(Target::describe) else { continue };
             self.push(Op::Target(described));
         }
     }
@@ -204,6 +205,7 @@ impl Truth {
         let Some(instance) = self.fleet.instances.remove(name) else { return };
         for slot in instance.slots {
             if let Some(target) = self.fleet.retire(slot, self.now_us) {
+                self.leave_pool(&target);
                 self.index.drop_target(slot);
                 self.push(Op::TargetGone { target: target.id.pack() });
             }

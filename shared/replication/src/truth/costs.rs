@@ -143,10 +143,15 @@ impl Classes {
     }
 }
 
+/// Name of the model that an instance has loaded: the first that is no adapter.
+pub(super) fn base_model(info: &InstanceInfo) -> Option<&str> {
+    let base = info.models.iter().find(|model| model.parent.is_none()).or(info.models.first());
+    base.map(|model| model.name.as_str())
+}
+
 /// Targets alike in this should cost alike.
 fn class(info: &InstanceInfo) -> Arc<str> {
-    let base = info.models.iter().find(|model| model.parent.is_none()).or(info.models.first());
-    let mut class = format!("{:?}\0{}", info.engine, base.map_or("", |model| model.name.as_str()));
+    let mut class = format!("{:?}\0{}", info.engine, base_model(info).unwrap_or_default());
     let of_hardware = |key: &str| {
         let key = key.to_ascii_lowercase();
         ["gpu", "accelerator", "hardware"].iter().any(|word| key.contains(word))

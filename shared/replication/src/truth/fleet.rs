@@ -32,6 +32,10 @@ pub(crate) struct Target {
     pub(crate) capacity: Capacity,
     /// What its work costs.
     pub(crate) costs: Known,
+    /// The pool that it is in, by number.
+    pub(crate) pool: Option<u16>,
+    /// The part that it should rather play.
+    pub(crate) leaning: ServingRole,
 }
 
 impl Target {
@@ -49,7 +53,7 @@ impl Target {
             ready: self.ready,
             cache: self.cache,
             costs: self.costs.told(),
-            leaning: ServingRole::Both,
+            leaning: self.leaning,
             instance: (*self.info).clone(),
         }
     }
@@ -138,6 +142,8 @@ impl Fleet {
                 incomplete: false,
                 capacity: Capacity::default(),
                 costs: costs.clone(),
+                pool: None,
+                leaning: ServingRole::Both,
             };
             self.slots[usize::from(slot)] = Slot::Live(Box::new(target));
             id

@@ -82,8 +82,12 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
-    /// Takes a load message; returns the packed targets that changed.
-    pub(crate) fn load(&mut self, load: &GatewayLoad, known: impl Fn(u32) -> bool) -> Vec<u32> {
+    /// Takes a load message; returns what has changed, as before and as now.
+    pub(crate) fn load(
+        &mut self,
+        load: &GatewayLoad,
+        known: impl Fn(u32) -> bool,
+    ) -> Vec<(InFlight, InFlight)> {
         if load.version <= self.version {
             return Vec::new();
         }
@@ -91,10 +95,10 @@ impl Gateway {
         let mut changed = Vec::new();
         if load.full {
             let listed: AHashSet<u32> = load.targets.iter().map(|entry| entry.target).collect();
-            self.in_flight.retain(|target, _| {
+            self.in_flight.retain(|target, before| {
                 let stays = listed.contains(target);
                 if !stays {
-                    changed.push(*target);
+                    changed.push((*before, nothing_at(*target)));
                 }
                 stays
             });
@@ -103,20 +107,26 @@ impl Gateway {
             if !known(entry.target) {
                 continue;
             }
-            let idle = InFlight { target: 0, ..*entry } == InFlight::default();
+            let idle = *entry == nothing_at(entry.target);
             let before = if idle {
                 self.in_flight.remove(&entry.target)
             } else {
                 self.in_flight.insert(entry.target, *entry)
             };
-            if before.unwrap_or(InFlight { target: entry.target, ..InFlight::default() }) != *entry {
-                changed.push(entry.target);
+            let before = before.unwrap_or(nothing_at(entry.target));
+            if before != *entry {
+                changed.push((before, *entry));
             }
         }
         changed
     }
 
     pub(crate) fn in_flight_at(&self, target: u32) -> InFlight {
-        self.in_flight.get(&target).copied().unwrap_or(InFlight { target, ..InFlight::default() })
+        self.in_flight.get(&target).copied().unwrap_or(nothing_at(target))
     }
+}
+
+/// A gateway without requests at a target.
+pub(crate) fn nothing_at(target: u32) -> InFlight {
+    InFlight { target, ..InFlight::default() }
 }

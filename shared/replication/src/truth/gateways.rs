@@ -46,11 +46,13 @@ impl Truth {
         if changed.is_empty() {
             return;
         }
+        self.observe(&changed, false);
         for other in self.gateways.clone() {
             if other != session
                 && let Some(other) = self.gateway_mut(other)
             {
-                other.dirty.peers.entry(number).or_default().extend(changed.iter().copied());
+                let targets = changed.iter().map(|(_, now)| now.target);
+                other.dirty.peers.entry(number).or_default().extend(targets);
                 other.dirty.touch(now_us);
             }
         }

@@ -16,7 +16,7 @@
 //! until the same incarnation of the instance registers. Then `EpochSettled` voids what nobody has claimed.
 //!
 //! # Bounds
-//! Targets, classes of targets, sessions, index bytes (least recently used runs are evicted, as operations), blocks per target (a share of
+//! Targets, classes and pools of targets, sessions, index bytes (least recently used runs are evicted, as operations), blocks per target (a share of
 //! the index, and no more than the engine's KV room; the least recently used go), ring bytes, recollection bytes, control frames queued per session (beyond: the session is closed), lag per gateway (beyond: a snapshot).
 
 mod agents;
@@ -29,6 +29,7 @@ mod gateway;
 mod gateways;
 mod intake;
 mod log;
+mod pools;
 mod recollect;
 mod snapshot;
 mod types;
@@ -40,7 +41,7 @@ use ahash::AHashMap;
 use bytes::Bytes;
 use fairlead_prefix::{Hits, Reader, Writer};
 use fairlead_wire::limits::MAX_TEXT;
-use fairlead_wire::msg::{CacheSource, Hello, Op, Pong, Refuse, RefuseCode, Role, Welcome};
+use fairlead_wire::msg::{CacheSource, Hello, Op, Pong, Refuse, RefuseCode, Role, ServingRole, Welcome};
 use fairlead_wire::{Body, Message, Stamp, encode};
 
 use crate::{ClockMap, Lane, SessionId};
@@ -98,6 +99,7 @@ pub struct Truth {
     snapshot_used_us: u64,
     recollections: Recollections,
     classes: costs::Classes,
+    pools: pools::Pools,
     settled: bool,
     settle_at_us: u64,
     recollect_until_us: u64,
@@ -140,6 +142,7 @@ impl Truth {
             snapshot_used_us: 0,
             recollections: Recollections::new(config.recollect_bytes),
             classes: costs::Classes::default(),
+            pools: pools::Pools::default(),
             settled: false,
             settle_at_us: now_us + patience,
             recollect_until_us: now_us + config.recollect_us,
@@ -235,6 +238,7 @@ impl Truth {
             (Message::Feedback(feedback), true) => {
                 self.feedback(&feedback.items);
                 self.learnt(&feedback.costs);
+                self.paced(&feedback.paces);
             }
             (Message::Resume(resume), true) => self.resume(session, resume.epoch, resume.sequence),
             (other, _) => {
@@ -272,6 +276,7 @@ impl Truth {
             self.recollections.clear();
             self.log.push(Op::EpochSettled, now_us);
         }
+        self.lean();
         self.catch_up();
         if self.building.is_none() {
             self.keep_budget();
@@ -306,7 +311,13 @@ impl Truth {
         let loads = loads.filter(|due| *due > self.now_us);
         let settle = (!self.settled).then_some(self.settle_at_us);
         let work = (!self.is_caught_up()).then_some(self.now_us);
-        loads.chain(work).chain(self.log.deadline()).chain(settle).fold(self.next_heartbeat_us, u64::min)
+        let lean = [self.pools.due_us()];
+        loads
+            .chain(work)
+            .chain(self.log.deadline())
+            .chain(settle)
+            .chain(lean)
+            .fold(self.next_heartbeat_us, u64::min)
     }
 
     /// What to do next; `None` when there is nothing, or no lane has room for it. `room` says whether a lane takes
@@ -353,6 +364,8 @@ impl Truth {
             waiting_bytes: self.waiting.bytes(),
             exact: self.fleet.live().filter(|target| target.cache == CacheSource::Events).count(),
             partial: self.fleet.live().filter(|target| target.cache == CacheSource::PartialEvents).count(),
+            lean_prefill: self.fleet.live().filter(|target| target.leaning == ServingRole::Prefill).count(),
+            lean_decode: self.fleet.live().filter(|target| target.leaning == ServingRole::Decode).count(),
             delta_frames: self.log.frames,
             recollections_dropped: self.stats.recollections_dropped + self.recollections.dropped,
             ..self.stats
@@ -383,6 +396,7 @@ impl Truth {
                 info: target.info.clone(),
                 load: target.load,
                 cache: target.cache,
+                leaning: target.leaning,
                 costs: target.costs.told(),
                 held_blocks: self.index.held_by(target.id.slot),
                 believed_blocks: self.believed(target),
@@ -490,7 +504,10 @@ impl Truth {
                     self.orphan(&entry.name, session, unready);
                 }
             }
-            Part::Gateway(gateway) => self.gateway_gone(session, &gateway),
+            Part::Gateway(gateway) => {
+                self.observe_end(&gateway);
+                self.gateway_gone(session, &gateway);
+            }
         }
     }
 

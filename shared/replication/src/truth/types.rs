@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use fairlead_wire::TargetId;
-use fairlead_wire::msg::{CacheSource, Costs, InstanceInfo, RankLoad, Refuse};
+use fairlead_wire::msg::{CacheSource, Costs, InstanceInfo, RankLoad, Refuse, ServingRole};
 
-use crate::{Lane, SessionId};
+use crate::{Lane, LeanConfig, SessionId};
 
 /// Settings of a [`Truth`].
 #[derive(Clone, Debug)]
@@ -52,6 +52,8 @@ pub struct TruthConfig {
     pub max_agents: usize,
     /// Gateways' sessions.
     pub max_gateways: usize,
+    /// How targets without a fixed role lean to prefill and decode.
+    pub lean: LeanConfig,
 }
 
 impl Default for TruthConfig {
@@ -77,6 +79,7 @@ impl Default for TruthConfig {
             recollect_bytes: 256 << 20,
             max_agents: 4_096,
             max_gateways: 256,
+            lean: LeanConfig::default(),
         }
     }
 }
@@ -110,6 +113,10 @@ pub struct TruthStats {
     pub exact: usize,
     /// Targets whose engine tells what it holds, of which something was lost.
     pub partial: usize,
+    /// Targets without a fixed role that should rather prefill.
+    pub lean_prefill: usize,
+    /// Those that should rather decode.
+    pub lean_decode: usize,
     /// KV-cache events taken.
     pub cache_events: u64,
     /// KV-cache events of an unknown incarnation, or before the registration.
@@ -163,6 +170,8 @@ pub struct TargetView {
     pub requests: u64,
     /// Where the index learns what it holds.
     pub cache: CacheSource,
+    /// The part that it should rather play; `Both` for no leaning.
+    pub leaning: ServingRole,
     /// What its work costs, as the gateways were told.
     pub costs: Option<Costs>,
     /// Blocks that the index says it holds.

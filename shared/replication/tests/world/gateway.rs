@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use fairlead_prefix::Hits;
 use fairlead_replication::{
-    EngineView, Readers, Replica, ReplicaConfig, ReplicaSink, ReservationSource, SessionId, Trust,
+    EngineView, Readers, Replica, ReplicaConfig, ReplicaSink, ReservationSource, SessionId, TargetState,
+    Trust,
 };
 use fairlead_wire::TargetId;
-use fairlead_wire::msg::{CacheSource, Costs, InFlight, InstanceInfo};
+use fairlead_wire::msg::{Costs, InFlight, InstanceInfo, ServingRole};
 
 /// What a gateway's process sees of its replica.
 #[derive(Default)]
@@ -21,6 +22,7 @@ pub struct Seen {
     pub peers: BTreeMap<TargetId, InFlight>,
     pub engines: BTreeMap<TargetId, EngineView>,
     pub costs: BTreeMap<TargetId, Costs>,
+    pub leanings: BTreeMap<TargetId, ServingRole>,
     pub trust: Option<Trust>,
     pub reserved: BTreeMap<TargetId, InFlight>,
     pub publishes: u64,
@@ -30,21 +32,15 @@ pub struct Seen {
 pub struct Sink(pub Rc<RefCell<Seen>>);
 
 impl ReplicaSink for Sink {
-    fn target(
-        &mut self,
-        id: TargetId,
-        rank: u16,
-        ready: bool,
-        _cache: CacheSource,
-        info: &Arc<InstanceInfo>,
-    ) {
+    fn target(&mut self, id: TargetId, state: TargetState, info: &Arc<InstanceInfo>) {
         let mut seen = self.0.borrow_mut();
         assert!(!seen.cooling.iter().any(|cold| cold.slot == id.slot), "slot {id} given away while in use");
         assert!(
             !seen.targets.keys().any(|known| known.slot == id.slot && *known != id),
             "two tenants of {id}"
         );
-        seen.targets.insert(id, (info.name.clone(), rank, info.incarnation, ready));
+        seen.targets.insert(id, (info.name.clone(), state.rank, info.incarnation, state.ready));
+        seen.leanings.insert(id, state.leaning);
     }
 
     fn target_gone(&mut self, id: TargetId) {
@@ -53,6 +49,7 @@ impl ReplicaSink for Sink {
         seen.peers.remove(&id);
         seen.engines.remove(&id);
         seen.costs.remove(&id);
+        seen.leanings.remove(&id);
         seen.cooling.insert(id);
     }
 
@@ -174,7 +171,7 @@ impl Gateway {
         cell.requests = cell.requests.saturating_add_signed(requests);
         cell.prefilling = cell.requests / 2;
         cell.prefill_tokens = u64::from(cell.requests) * 10;
-        cell.prefill_us = u64::from(cell.requests) * 300;
+        cell.prefill_us = u64::from(cell.requests) * 30_000;
         cell.context_tokens = u64::from(cell.requests) * 100;
     }
 }

@@ -105,6 +105,8 @@ pub struct World {
     pub lane_room: usize,
     /// The truth's clock less the world's.
     pub truth_skew: u64,
+    /// What gateways told of answers' pace, and when it came.
+    pub paces: Vec<(u64, TargetPace)>,
 }
 
 pub fn truth_config() -> TruthConfig {
@@ -195,6 +197,7 @@ impl World {
             delay: 2 * MS,
             lane_room: 8,
             truth_skew: 5_000 * MS,
+            paces: Vec::new(),
         };
         for i in 0..gateways {
             let skew = world.rng.below(1_000_000) as u64;
@@ -419,6 +422,9 @@ impl World {
                 {
                     let session = self.conns[at].session;
                     let message = Frame::from_bytes(&bytes).and_then(|frame| frame.message()).expect("valid");
+                    if let Message::Feedback(told) = &message {
+                        self.paces.extend(told.paces.iter().map(|pace| (self.now, *pace)));
+                    }
                     let now = self.now + self.truth_skew;
                     if let Some(truth) = &mut self.truth {
                         truth.message(session, message, now);
@@ -544,12 +550,17 @@ impl World {
                     (&target.info.name, target.rank, target.info.incarnation)
                 );
                 assert_eq!(seen.costs.get(local).copied(), target.costs, "{what}: costs of {name}#{rank}");
+                assert_eq!(
+                    seen.leanings.get(local).copied(),
+                    Some(target.leaning),
+                    "{what}: {name}#{rank} leans"
+                );
                 let others = self.actual(name, *rank, Some(i));
                 let sums = seen.peers.get(local).copied().unwrap_or_default();
                 assert_eq!(sums.requests, others, "{what}: peers at {name}#{rank}");
                 assert_eq!(
                     (sums.prefill_tokens, sums.prefill_us, sums.context_tokens),
-                    (u64::from(others) * 10, u64::from(others) * 300, u64::from(others) * 100)
+                    (u64::from(others) * 10, u64::from(others) * 30_000, u64::from(others) * 100)
                 );
                 assert_eq!(
                     target.requests,

@@ -54,12 +54,46 @@ pub struct TargetCosts {
     pub costs: Costs,
 }
 
-/// Gateway to scheduler: what answers showed. Predicted against reported cache hits, at most once a second, and what
-/// targets' work costs, where that has changed.
+impl Costs {
+    /// Before anything was observed: an 8B model on one current data-centre GPU, as gateways take it too.
+    pub const PRIOR: Self = Self {
+        prefill: 33.3,
+        attention: 33.3 / 30_700.0,
+        step: 6_000.0,
+        sequence: 30.0,
+        context: 0.02,
+        chunk: 1_024.0,
+        prefills: 0,
+        decodes: 0,
+    };
+
+    /// With the prior's numbers where no observation stands behind its own.
+    pub const fn or_prior(self) -> Self {
+        let Self { prefill, attention, chunk, .. } = if self.prefills > 0 { self } else { Self::PRIOR };
+        let Self { step, sequence, context, .. } = if self.decodes > 0 { self } else { Self::PRIOR };
+        Self { prefill, attention, step, sequence, context, chunk, ..self }
+    }
+}
+
+/// How fast one target's answers came since the last message: those with more than one token.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct TargetPace {
+    /// Packed [`crate::TargetId`].
+    pub target: u32,
+    /// Answers that have ended.
+    pub answers: u32,
+    /// Those of them that took longer per token, in the mean, than the gateway's limit.
+    pub late: u32,
+}
+
+/// Gateway to scheduler: what answers showed. Predicted against reported cache hits, at most once a second; what
+/// targets' work costs, where that has changed; and how many answers came too slowly, at most four times a second.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
 pub struct Feedback {
     /// Targets that answered since the last message.
     pub items: Vec<TargetFeedback>,
     /// Targets whose learnt costs have changed.
     pub costs: Vec<TargetCosts>,
+    /// Targets that can hand KV over and whose answers have ended since the last message.
+    pub paces: Vec<TargetPace>,
 }

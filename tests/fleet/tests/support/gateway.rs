@@ -73,6 +73,7 @@ pub fn start(
         instances: Vec::new(),
         snapshot_wait: Some(Duration::from_secs(1)),
         replica: replica_config(),
+        tpot_us: options.routing.settings.dynamic_pd_split.target_tpot_ms * 1e3,
     };
     let desk = Desk::new(desk, |fleet| sim::shared(&options, fleet), now).expect("descriptors");
     let shared = desk.shared().clone();
