@@ -112,7 +112,7 @@ fn samples() -> Vec<Message> {
     };
     let holder = Holding { target, depth: 3, missing: vec![(1, 1)] };
     let ops = vec![
-        Op::Target(info.clone()),
+        Op::Target(Box::new(info.clone())),
         Op::Index(IndexOp::Place { target, anchor: 11, skip: 2, blocks: vec![21, 22, 23] }),
         Op::Index(IndexOp::Store { target, anchor: 11, skip: 1, blocks: vec![31, 32] }),
         Op::Index(IndexOp::Remove { target, run: 11, from: 1, len: 1 }),

@@ -71,6 +71,7 @@ impl Outlet for LinkSender {
 }
 
 /// What happens to the truth.
+#[allow(clippy::large_enum_variant, reason = "few wait at a time: the inbox is bounded")]
 pub enum Event<O> {
     /// A peer is there.
     Connected {

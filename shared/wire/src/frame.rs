@@ -324,6 +324,7 @@ macro_rules! bodies {
 
         /// A decoded message of any kind.
         #[derive(Clone, Debug, PartialEq)]
+        #[allow(clippy::large_enum_variant, reason = "one at a time is taken from its frame and handled")]
         pub enum Message {
             $($(#[$doc])* $variant($body),)+
         }

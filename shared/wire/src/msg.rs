@@ -451,7 +451,7 @@ pub enum IndexOp {
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
 pub enum Op {
     /// A target appeared, or its description or readiness changed.
-    Target(TargetInfo),
+    Target(Box<TargetInfo>),
     /// A target is gone, with all it held.
     TargetGone {
         /// Packed [`crate::TargetId`].

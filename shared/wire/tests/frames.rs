@@ -216,7 +216,7 @@ fn index_op() -> impl Strategy<Value = IndexOp> {
 
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        target_info().prop_map(Op::Target),
+        target_info().prop_map(|info| Op::Target(Box::new(info))),
         target().prop_map(|target| Op::TargetGone { target }),
         index_op().prop_map(Op::Index),
         Just(Op::EpochSettled),

@@ -145,7 +145,7 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
 
     fn apply(&mut self, op: Op) -> Result<(), Lost> {
         match op {
-            Op::Target(info) => self.upsert(info),
+            Op::Target(info) => self.upsert(*info),
             Op::TargetGone { target } => {
                 if let Some(local) = self.table.by_remote(target) {
                     self.remove_target(local.id.slot);

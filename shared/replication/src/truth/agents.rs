@@ -18,7 +18,11 @@ impl Truth {
     /// An agent says what it watches. Another engine than before changes the index, which has its order.
     pub(super) fn on_register(&mut self, session: SessionId, info: InstanceInfo) {
         let same = self.fleet.instances.get(info.name.as_str()).is_some_and(|known| known.is(&info));
-        if same { self.register(session, info) } else { self.take(Input::Register { session, info }) }
+        if same {
+            self.register(session, info);
+        } else {
+            self.take(Input::Register { session, info: Box::new(info) });
+        }
     }
 
     pub(super) fn register(&mut self, session: SessionId, info: InstanceInfo) {
@@ -197,7 +201,7 @@ impl Truth {
             target.ready = ready;
             self.sort_into_pool(slot);
             let Some(described) = self.fleet.at(slot).map(Target::describe) else { continue };
-            self.push(Op::Target(described));
+            self.push(Op::Target(Box::new(described)));
         }
     }
 

@@ -83,7 +83,7 @@ impl Truth {
             target.cache = cache;
             if cache != known {
                 let described = target.describe();
-                self.push(Op::Target(described));
+                self.push(Op::Target(Box::new(described)));
             }
         }
     }
@@ -121,7 +121,7 @@ impl Truth {
                 target.incomplete = false;
                 let (id, described) = (target.id, target.describe());
                 self.clear_target(id);
-                self.push(Op::Target(described));
+                self.push(Op::Target(Box::new(described)));
             }
         }
     }

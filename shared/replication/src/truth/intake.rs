@@ -18,7 +18,7 @@ use crate::SessionId;
 /// Something that changes the index.
 pub(super) enum Input {
     /// An agent says what it watches.
-    Register { session: SessionId, info: InstanceInfo },
+    Register { session: SessionId, info: Box<InstanceInfo> },
     /// An agent's report that came while its registration was waiting.
     Report { session: SessionId, report: Report },
     /// An agent says what its engine's cache holds.
@@ -120,7 +120,7 @@ impl Truth {
 
     fn enter(&mut self, input: Input) {
         match input {
-            Input::Register { session, info } => self.register(session, info),
+            Input::Register { session, info } => self.register(session, *info),
             Input::Report { session, report } => self.report(session, report),
             Input::Events { session, events } => self.events(session, events),
             Input::Place(items) => self.place(&items),

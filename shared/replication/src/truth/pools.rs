@@ -232,7 +232,7 @@ impl Truth {
             let Some(target) = self.fleet.get_mut(id) else { continue };
             target.leaning = leaning;
             let described = target.describe();
-            self.push(Op::Target(described));
+            self.push(Op::Target(Box::new(described)));
         }
     }
 }
