@@ -5,11 +5,14 @@
 //! - [`canonical`] turns the prompt into bytes that do not depend on how the JSON was written, and that begin alike for
 //!   two turns of one conversation. Block hashes are taken over these bytes.
 //! - [`SseWatch`] and [`UsageWatch`] read over an answer's shoulder for `usage` and the end of a stream.
+//! - [`splice`] changes single members of a body by cutting it, for engines that hand a request over to each other, and
+//!   [`CachedPatch`] corrects such an answer's count of cached tokens in place.
 //! - [`error_body`], [`error_event`] and [`models_body`] write the few answers that the router gives itself.
 //!
 //! Nothing here does I/O, and no input makes it panic or hold more than a bounded amount of memory.
 
 mod api;
+mod cached;
 mod canonical;
 mod error;
 mod json;
@@ -20,7 +23,10 @@ mod sse;
 mod steering;
 mod usage;
 
+pub mod splice;
+
 pub use api::{Api, ErrorStyle};
+pub use cached::CachedPatch;
 pub use canonical::canonical;
 pub use error::{ErrorInfo, error_body, error_event, error_type};
 pub use json::{MAX_DEPTH, Span};

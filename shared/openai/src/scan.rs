@@ -99,7 +99,7 @@ fn check_utf8(body: &[u8]) -> Parsed<()> {
     Err(Fault { at, what: What::Utf8 })
 }
 
-fn end(cursor: &mut Cursor<'_>) -> Parsed<()> {
+pub(crate) fn end(cursor: &mut Cursor<'_>) -> Parsed<()> {
     cursor.ws();
     if cursor.at < cursor.body.len() { Err(cursor.fault(What::Trailing)) } else { Ok(()) }
 }

@@ -29,28 +29,94 @@ pub struct Usage {
     pub completion_tokens: u64,
 }
 
+/// Finds where usage objects open, in bytes that arrive in pieces.
 #[derive(Clone, Copy, Debug)]
-enum State {
+pub(crate) enum Seek {
     /// Looking for the name; so many bytes of it ended the last piece.
-    Search { matched: usize },
+    Name { matched: usize },
     /// The name was found; before or after its colon.
     Before { colon: bool },
+}
+
+impl Default for Seek {
+    fn default() -> Self {
+        Self::Name { matched: 0 }
+    }
+}
+
+impl Seek {
+    /// The offset in `piece` of the brace that opens the next usage object; the search then begins anew. `None` when
+    /// the piece is used up.
+    #[inline]
+    pub fn next(&mut self, piece: &[u8]) -> Option<usize> {
+        let mut rest = piece;
+        while let Some(&first) = rest.first() {
+            rest = match *self {
+                Self::Name { matched: 0 } => match FINDER.find(rest) {
+                    Some(at) => {
+                        *self = Self::Before { colon: false };
+                        &rest[at + NAME.len()..]
+                    }
+                    None => {
+                        *self = Self::Name { matched: begun(rest) };
+                        return None;
+                    }
+                },
+                Self::Name { matched } => self.resume(matched, rest),
+                Self::Before { colon } => match first {
+                    b' ' | b'\t' | b'\r' | b'\n' => &rest[1..],
+                    b':' if !colon => {
+                        *self = Self::Before { colon: true };
+                        &rest[1..]
+                    }
+                    b'{' if colon => {
+                        *self = Self::default();
+                        return Some(piece.len() - rest.len());
+                    }
+                    _ => {
+                        *self = Self::default();
+                        rest
+                    }
+                },
+            };
+        }
+        None
+    }
+
+    /// Goes on with a name whose beginning ended the last piece. The name's only border is its quote, so that a
+    /// mismatch in its middle cannot hide a second beginning before `rest`.
+    fn resume<'p>(&mut self, matched: usize, rest: &'p [u8]) -> &'p [u8] {
+        let wanted = &NAME[matched..];
+        let length = wanted.len().min(rest.len());
+        if rest[..length] != wanted[..length] {
+            *self = Self::default();
+            return rest;
+        }
+        *self = if length == wanted.len() {
+            Self::Before { colon: false }
+        } else {
+            Self::Name { matched: matched + length }
+        };
+        &rest[length..]
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+enum State {
+    /// Looking for an object.
+    #[default]
+    Search,
     /// In the object.
     Object { depth: u32, string: bool, escape: bool },
 }
 
 /// Finds [`Usage`] in bytes that arrive in pieces. Any cutting gives the same result.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct UsageWatch {
+    seek: Seek,
     state: State,
     object: Vec<u8>,
     usage: Option<Usage>,
-}
-
-impl Default for UsageWatch {
-    fn default() -> Self {
-        Self { state: State::Search { matched: 0 }, object: Vec::new(), usage: None }
-    }
 }
 
 impl UsageWatch {
@@ -71,60 +137,21 @@ impl UsageWatch {
         let mut rest = piece;
         while !rest.is_empty() {
             rest = match self.state {
-                State::Search { matched: 0 } => match FINDER.find(rest) {
-                    Some(at) => {
-                        self.state = State::Before { colon: false };
-                        &rest[at + NAME.len()..]
-                    }
-                    None => {
-                        self.state = State::Search { matched: begun(rest) };
-                        return;
-                    }
-                },
-                State::Search { matched } => self.resume(matched, rest),
-                State::Before { colon } => self.before(colon, rest),
+                State::Search => {
+                    let Some(at) = self.seek.next(rest) else { return };
+                    self.object.clear();
+                    self.state = State::Object { depth: 0, string: false, escape: false };
+                    &rest[at..]
+                }
                 State::Object { depth, string, escape } => self.object(depth, string, escape, rest),
             };
         }
     }
 
-    /// Goes on with a name whose beginning ended the last piece. The name's only border is its quote, so that a
-    /// mismatch in its middle cannot hide a second beginning before `rest`.
-    fn resume<'p>(&mut self, matched: usize, rest: &'p [u8]) -> &'p [u8] {
-        let wanted = &NAME[matched..];
-        let length = wanted.len().min(rest.len());
-        if rest[..length] != wanted[..length] {
-            self.state = State::Search { matched: 0 };
-            return rest;
-        }
-        self.state = if length == wanted.len() {
-            State::Before { colon: false }
-        } else {
-            State::Search { matched: matched + length }
-        };
-        &rest[length..]
-    }
-
-    fn before<'p>(&mut self, colon: bool, rest: &'p [u8]) -> &'p [u8] {
-        match rest[0] {
-            b' ' | b'\t' | b'\r' | b'\n' => return &rest[1..],
-            b':' if !colon => {
-                self.state = State::Before { colon: true };
-                return &rest[1..];
-            }
-            b'{' if colon => {
-                self.object.clear();
-                self.state = State::Object { depth: 0, string: false, escape: false };
-            }
-            _ => self.state = State::Search { matched: 0 },
-        }
-        rest
-    }
-
     fn object<'p>(&mut self, mut depth: u32, mut string: bool, mut escape: bool, rest: &'p [u8]) -> &'p [u8] {
         for (index, &byte) in rest.iter().enumerate() {
             if self.object.len() == MAX_OBJECT {
-                self.state = State::Search { matched: 0 };
+                self.state = State::Search;
                 return &rest[index..];
             }
             self.object.push(byte);
@@ -136,7 +163,7 @@ impl UsageWatch {
                 b'}' if !string => {
                     depth -= 1;
                     if depth == 0 {
-                        self.state = State::Search { matched: 0 };
+                        self.state = State::Search;
                         if let Ok(Some(counts)) = read(&self.object) {
                             counts.merge_into(&mut self.usage);
                         }

@@ -4,10 +4,13 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use fairlead_openai::{Api, SseWatch, canonical, scan};
+use bytes::Bytes;
+use fairlead_openai::splice::{Located, decode_copy, member_of, prefill_copy};
+use fairlead_openai::{Api, CachedPatch, SseWatch, canonical, scan};
 
 thread_local! {
     static COUNT: Cell<u64> = const { Cell::new(0) };
+    static BYTES: Cell<usize> = const { Cell::new(0) };
 }
 
 struct Counting;
@@ -17,6 +20,7 @@ struct Counting;
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         COUNT.with(|count| count.set(count.get() + 1));
+        BYTES.with(|bytes| bytes.set(bytes.get() + layout.size()));
         // SAFETY: the caller's promises are those that the system's allocator asks for.
         unsafe { System.alloc(layout) }
     }
@@ -95,4 +99,39 @@ fn a_giant_line_needs_no_memory() {
     });
     assert_eq!(count, 0);
     assert!(watch.mid_event());
+}
+
+#[test]
+fn legs_of_a_hand_off_cost_the_same_for_any_body() {
+    let leg = |length: usize| {
+        let text = "x".repeat(length);
+        let body = Bytes::from(format!(
+            r#"{{"model":"m","messages":[{{"role":"user","content":"{text}"}}],"max_tokens":5,"user":"{text}","stream":true,"stream_options":{{"include_usage":true}}}}"#
+        ));
+        // A shared buffer, as a connection's is: the first clone of an owned one allocates its counter.
+        let _shared = body.clone();
+        let params = Bytes::from_static(br#"{"do_remote_decode":true,"do_remote_prefill":false}"#);
+        let before = BYTES.get();
+        let count = allocations(|| {
+            let located = Located::of(&body).expect("an object");
+            let prefill = prefill_copy(&located, &body, Api::Chat, Some(params.clone()));
+            let decode = decode_copy(&located, &body, params.clone());
+            assert!(prefill.len() > 2 * length && decode.len() > 2 * length);
+        });
+        (count, BYTES.get() - before)
+    };
+    let (count, bytes) = leg(200);
+    assert_eq!(leg(1_000_000), (count, bytes));
+    assert!(count <= 16 && bytes < 4096, "{count} allocations of {bytes} bytes");
+}
+
+#[test]
+fn answers_of_prefill_legs_are_read_and_corrected_without_allocating() {
+    let mut answer = br#"{"choices":[],"usage":{"prompt_tokens_details":{"cached_tokens":64}},"kv_transfer_params":{"remote_block_ids":[[1,2,3]]}}"#.to_vec();
+    let mut patch = CachedPatch::new(16);
+    let count = allocations(|| {
+        assert!(member_of(&answer, "kv_transfer_params").is_some());
+        assert_eq!(patch.patch(&mut answer), 1);
+    });
+    assert_eq!(count, 0);
 }
