@@ -4,11 +4,12 @@
 //! bytes stops the engine's stream being read, and a stream holds one buffer. Chunked bodies pass as they are; the
 //! decoder only tells where they end.
 
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::task::Poll;
 
 use bytes::BytesMut;
-use fairlead_openai::{Api, SseWatch, Usage, UsageWatch};
+use fairlead_openai::{Api, CachedPatch, SseWatch, Usage, UsageWatch};
 
 use super::answer::broken_event;
 use super::deadlines::Guard;
@@ -121,6 +122,29 @@ impl<R: Runtime> ClientSide<'_, R> {
     }
 }
 
+/// Puts the prefill target's count of cached tokens in the place of the decode target's, to which the whole prompt came
+/// from outside. What passes before that count is known stays as it is.
+pub struct Correction<'a> {
+    cached: &'a Cell<Option<u64>>,
+    patch: Option<CachedPatch>,
+}
+
+impl<'a> Correction<'a> {
+    /// By the count in `cached`, once it is there.
+    pub fn new(cached: &'a Cell<Option<u64>>) -> Self {
+        Self { cached, patch: None }
+    }
+
+    fn apply(&mut self, payload: &mut [u8]) {
+        if self.patch.is_none() {
+            self.patch = self.cached.get().map(CachedPatch::new);
+        }
+        if let Some(patch) = &mut self.patch {
+            patch.patch(payload);
+        }
+    }
+}
+
 /// One body on its way.
 pub struct Stream<'a> {
     /// Finds the end.
@@ -129,6 +153,8 @@ pub struct Stream<'a> {
     pub body: ClientBody,
     /// Reads along.
     pub observer: Observer,
+    /// Corrects the usage that passes; only after a hand-off.
+    pub correction: Option<Correction<'a>>,
     /// The API, for the form of an error event.
     pub api: Api,
     /// The request's id, for an error event.
@@ -166,7 +192,7 @@ impl Stream<'_> {
                     self.first_us = self.last_us;
                 }
             }
-            let raw = match self.take(&burst, &mut out) {
+            let raw = match self.take(&mut burst, &mut out) {
                 Ok(raw) => raw,
                 Err(()) => return self.broken(client, out).await,
             };
@@ -251,9 +277,9 @@ impl Stream<'_> {
         matches!(ended, Ended::Complete { .. }) && !failed
     }
 
-    /// Looks at what came: feeds the observer, puts what must be framed anew into `out`, and says how many bytes
+    /// Looks at what came: corrects it where need be, feeds the observer, puts what must be framed anew into `out`, and says how many bytes
     /// belong to the body and how many of them pass as they are.
-    fn take(&mut self, burst: &[u8], out: &mut Vec<u8>) -> Result<Taken, ()> {
+    fn take(&mut self, burst: &mut [u8], out: &mut Vec<u8>) -> Result<Taken, ()> {
         let mut consumed = 0;
         while consumed < burst.len() && !self.reader.is_done() {
             let rest = burst.get(consumed..).unwrap_or(&[]);
@@ -264,7 +290,14 @@ impl Stream<'_> {
                 }
                 return Err(());
             };
-            let payload = rest.get(step.payload).unwrap_or(&[]);
+            let payload = consumed + step.payload.start..consumed + step.payload.end;
+            if let Some(correction) = &mut self.correction
+                && matches!(self.observer, Observer::Events(_) | Observer::Document(_))
+                && let Some(payload) = burst.get_mut(payload.clone())
+            {
+                correction.apply(payload);
+            }
+            let payload = burst.get(payload).unwrap_or(&[]);
             self.observer.feed(payload);
             match self.body.relay {
                 Relay::Dechunk => out.extend_from_slice(payload),
