@@ -392,6 +392,7 @@ fn figures_are_those_of_the_table() {
     let record = |arrival: f64, ttft: f64, tpot: f64, output: u32, cached: u32| Record {
         arrival,
         instance: Some(0),
+        prefill: None,
         cached,
         prompt: 1_000,
         output,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use fairlead_routing::{PolicyName, Settings};
 use serde_json::{Map, Value};
 
-use super::{Failure, InstanceSpec, Play, Setup, Slo, Workload};
+use super::{Failure, InstanceSpec, Play, Setup, Slo, TransferSpec, Workload};
 use crate::profile::Profile;
 use crate::trace::{Take, Trace, TraceError};
 
@@ -23,7 +23,8 @@ pub struct ReplayArgs {
     /// Instances
     #[arg(long, default_value_t = 8, value_name = "N", conflicts_with = "pool")]
     pub instances: usize,
-    /// Prefill and decode instances apart (not yet)
+    /// The first P instances only prefill, the other D only decode; without it each may do either, for policies that
+    /// place prefill and decode apart
     #[arg(long, value_name = "P:D")]
     pub pd: Option<String>,
     /// Times and think times of the trace pass this many times as fast
@@ -80,6 +81,15 @@ pub struct ReplayArgs {
     /// Tokens in a block of the trace and of the engines
     #[arg(long, default_value_t = 512, value_name = "TOKENS", help_heading = "Engines")]
     pub block_tokens: u32,
+    /// What handing KV over takes besides its bytes, milliseconds
+    #[arg(long, default_value_t = 2.0, value_name = "MS", help_heading = "Engines")]
+    pub transfer_ms: f64,
+    /// How fast KV passes, gigabytes per second
+    #[arg(long, default_value_t = 25.0, value_name = "GB/S", help_heading = "Engines")]
+    pub transfer_gbps: f64,
+    /// KV bytes of a token [default: 131072, for profiles of 70B models 327680]
+    #[arg(long, value_name = "BYTES", help_heading = "Engines")]
+    pub kv_bytes_per_token: Option<u32>,
     /// An instance (counted from 0) dies at a time, seconds, and returns empty at another if one is given; repeatable
     #[arg(long, value_name = "INSTANCE@SECONDS[:SECONDS]", value_parser = failure, help_heading = "Engines")]
     pub fail: Vec<Failure>,
@@ -168,9 +178,6 @@ impl ReplayArgs {
     /// # Errors
     /// A value makes no sense.
     pub fn setup(&self) -> Result<Setup, BadReplay> {
-        if let Some(pd) = &self.pd {
-            return Err(bad("pd", pd, "prefill and decode apart are not simulated yet"));
-        }
         if !(0.0..=1e9).contains(&self.state_delay) {
             return Err(bad("state-delay", self.state_delay, "is not a time in milliseconds"));
         }
@@ -181,6 +188,8 @@ impl ReplayArgs {
             return Err(bad("seeds", 0, "at least one run is needed"));
         }
         let pool = self.pool()?;
+        let prefillers = self.prefillers(pool.len())?;
+        let transfer = self.transfer(&pool)?;
         for failure in &self.fail {
             if failure.instance >= pool.len() {
                 let reason = format!("there are instances 0 to {}", pool.len() - 1);
@@ -189,6 +198,8 @@ impl ReplayArgs {
         }
         Ok(Setup {
             pool,
+            prefillers,
+            transfer,
             gateways: self.gateways,
             state_delay: self.state_delay / 1e3,
             failures: self.fail.clone(),
@@ -197,6 +208,38 @@ impl ReplayArgs {
             told_slo: if self.tell_slo { Some(self.slo()?) } else { None },
             progress: None,
         })
+    }
+
+    /// How many instances only prefill.
+    fn prefillers(&self, instances: usize) -> Result<Option<usize>, BadReplay> {
+        let Some(text) = &self.pd else { return Ok(None) };
+        let parts = text.split_once(':').and_then(|(p, d)| Some((p.parse().ok()?, d.parse().ok()?)));
+        let (p, d): (usize, usize) = parts.ok_or_else(|| bad("pd", text, "is not like 3:5"))?;
+        if p == 0 || d == 0 {
+            return Err(bad("pd", text, "at least one instance of each kind is needed"));
+        }
+        if p + d != instances {
+            return Err(bad(
+                "pd",
+                text,
+                format!("there are {instances} instances; set --instances or --pool"),
+            ));
+        }
+        Ok(Some(p))
+    }
+
+    fn transfer(&self, pool: &[InstanceSpec]) -> Result<TransferSpec, BadReplay> {
+        positive("transfer-gbps", self.transfer_gbps)?;
+        if !(0.0..=1e6).contains(&self.transfer_ms) {
+            return Err(bad("transfer-ms", self.transfer_ms, "is not a time in milliseconds"));
+        }
+        // Of a larger model, as far as the profile shows its size.
+        let large = pool.iter().any(|spec| spec.profile.prefill > 1.0 / 20_000.0);
+        let bytes = self.kv_bytes_per_token.unwrap_or(if large { 327_680 } else { 131_072 });
+        if bytes == 0 || bytes > 1 << 30 {
+            return Err(bad("kv-bytes-per-token", bytes, "is not from 1 to 2^30"));
+        }
+        Ok(TransferSpec { base_s: self.transfer_ms / 1e3, bytes_per_token: bytes, gbps: self.transfer_gbps })
     }
 
     /// Settings of the policies, with `--tune`.

@@ -34,6 +34,15 @@ pub enum Event {
         /// Prompt tokens found in the cache.
         cached: u32,
     },
+    /// An instance has computed a prompt that another one decodes; its KV is on the way there.
+    Prefilled {
+        /// The request.
+        request: RequestId,
+        /// Where.
+        instance: usize,
+        /// Prompt tokens found in the cache.
+        cached: u32,
+    },
     /// An instance has made a request's last token.
     Finished {
         /// The request.
@@ -84,6 +93,8 @@ pub struct Engine {
     requests: Vec<RequestId>,
     /// Requests that are here without a first token or with one.
     begun: Vec<bool>,
+    /// Requests of which this is the prefill leg: where they are decoded.
+    leg: Vec<Option<u32>>,
 }
 
 impl Engine {
@@ -98,7 +109,7 @@ impl Engine {
             tell_reused: false,
             sparse: true,
         };
-        let (requests, begun) = (Vec::new(), Vec::new());
+        let (requests, begun, leg) = (Vec::new(), Vec::new(), Vec::new());
         Self {
             model: Model::new(options),
             up: true,
@@ -107,6 +118,7 @@ impl Engine {
             stepping: false,
             requests,
             begun,
+            leg,
         }
     }
 
@@ -122,9 +134,26 @@ impl Engine {
         if at >= self.requests.len() {
             self.requests.resize(at + 1, 0);
             self.begun.resize(at + 1, false);
+            self.leg.resize(at + 1, None);
         }
         self.requests[at] = request;
         self.begun[at] = false;
+        self.leg[at] = None;
+        Ok(())
+    }
+
+    /// Enters the prefill leg of a request that is decoded elsewhere.
+    fn submit_leg(
+        &mut self,
+        request: RequestId,
+        spec: SeqSpec,
+        decode: usize,
+        now: f64,
+    ) -> Result<(), NotTaken> {
+        self.submit(request, SeqSpec { output_tokens: 1, ..spec }, now)?;
+        if let Some(id) = self.model.ids().last() {
+            self.leg[place(id)] = Some(decode as u32);
+        }
         Ok(())
     }
 
@@ -147,15 +176,41 @@ fn place(id: SeqId) -> usize {
 impl Clone for Engine {
     fn clone(&self) -> Self {
         let (model, requests, begun) = (self.model.clone(), self.requests.clone(), self.begun.clone());
-        Self { model, requests, begun, ..*self }
+        Self { model, requests, begun, leg: self.leg.clone(), ..*self }
     }
 
     fn clone_from(&mut self, from: &Self) {
-        let Self { model, up, busy_s, began, stepping, requests, begun } = from;
+        let Self { model, up, busy_s, began, stepping, requests, begun, leg } = from;
         self.model.clone_from(model);
         self.requests.clone_from(requests);
         self.begun.clone_from(begun);
+        self.leg.clone_from(leg);
         (self.up, self.busy_s, self.began, self.stepping) = (*up, *busy_s, *began, *stepping);
+    }
+}
+
+/// What it takes to hand KV over.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TransferSpec {
+    /// Besides the bytes, seconds.
+    pub base_s: f64,
+    /// Bytes of a token.
+    pub bytes_per_token: u32,
+    /// Gigabytes per second.
+    pub gbps: f64,
+}
+
+impl Default for TransferSpec {
+    /// An 8B-class model over a fast network.
+    fn default() -> Self {
+        Self { base_s: 0.002, bytes_per_token: 131_072, gbps: 25.0 }
+    }
+}
+
+impl TransferSpec {
+    /// Seconds for so many tokens.
+    pub fn seconds(&self, tokens: u32) -> f64 {
+        self.base_s + f64::from(tokens) * f64::from(self.bytes_per_token) / (self.gbps * 1e9)
     }
 }
 
@@ -172,6 +227,9 @@ pub struct World {
     /// Ends of steps: time and instance. At most one an instance; times are not negative, so their bits are in their
     /// order.
     steps: BinaryHeap<Reverse<(u64, u32)>>,
+    /// KV on its way: when it is there, the request, and where to.
+    transfers: BinaryHeap<Reverse<(u64, RequestId, u32)>>,
+    transfer: TransferSpec,
     /// Deaths and returns: time, instance, whether it returns. The next one last.
     failures: Vec<(f64, usize, bool)>,
     ready: VecDeque<Event>,
@@ -197,11 +255,18 @@ impl World {
             workload,
             steps: BinaryHeap::with_capacity(specs.len()),
             specs,
+            transfers: BinaryHeap::new(),
+            transfer: TransferSpec::default(),
             failures: agenda,
             ready: VecDeque::new(),
             progress: Vec::new(),
             origin: Some(Arc::default()),
         }
+    }
+
+    /// With another cost of transfers.
+    pub fn with_transfer(self, transfer: TransferSpec) -> Self {
+        Self { transfer, ..self }
     }
 
     /// The requests.
@@ -242,11 +307,12 @@ impl World {
         }
         let step = self.steps.peek().map(|Reverse((at, _))| f64::from_bits(*at));
         let failure = self.failures.last().map(|(at, ..)| *at);
-        [step, failure, self.arrivals.peek()].into_iter().flatten().reduce(f64::min)
+        let transfer = self.transfers.peek().map(|Reverse((at, ..))| f64::from_bits(*at));
+        [step, transfer, failure, self.arrivals.peek()].into_iter().flatten().reduce(f64::min)
     }
 
-    /// What happens next; `None` at the end. At equal times steps end first, then instances die and return, then
-    /// requests come.
+    /// What happens next; `None` at the end. At equal times steps end first, then KV arrives, then instances die and
+    /// return, then requests come.
     #[allow(
         clippy::should_implement_trait,
         reason = "the world is no sequence of events; they come of being told"
@@ -259,7 +325,13 @@ impl World {
             let step = self.steps.peek().map_or(f64::INFINITY, |Reverse((at, _))| f64::from_bits(*at));
             let arrival = self.arrivals.peek().unwrap_or(f64::INFINITY);
             let failure = self.failures.last().map_or(f64::INFINITY, |(at, ..)| *at);
-            if step <= failure && step <= arrival {
+            let transfer =
+                self.transfers.peek().map_or(f64::INFINITY, |Reverse((at, ..))| f64::from_bits(*at));
+            if transfer < step && transfer <= failure && transfer <= arrival {
+                let Reverse((_, request, instance)) = self.transfers.pop()?;
+                self.now = transfer;
+                self.handed_over(request, instance as usize);
+            } else if step <= failure && step <= arrival {
                 let Reverse((_, instance)) = self.steps.pop()?;
                 self.now = step;
                 self.end_step(instance as usize);
@@ -293,6 +365,32 @@ impl World {
         Ok(())
     }
 
+    /// Hands a request's prefill to one instance and its decoding to another, which gets the KV when it is computed.
+    ///
+    /// # Errors
+    /// The instance that prefills is down or refuses; nothing has changed.
+    pub fn send_apart(&mut self, request: RequestId, prefill: usize, decode: usize) -> Result<(), NotTaken> {
+        let engine = &mut self.engines[prefill];
+        let asked = &self.workload.requests[request as usize];
+        engine.submit_leg(request, asked.spec(self.origin.clone()), decode, self.now)?;
+        if !engine.stepping {
+            self.begin_step(prefill);
+        }
+        Ok(())
+    }
+
+    /// A request's KV has arrived where it is decoded.
+    fn handed_over(&mut self, request: RequestId, instance: usize) {
+        let engine = &mut self.engines[instance];
+        let asked = &self.workload.requests[request as usize];
+        let spec = SeqSpec { remote: asked.prompt_tokens, ..asked.spec(self.origin.clone()) };
+        match engine.submit(request, spec, self.now) {
+            Ok(()) if engine.stepping => {}
+            Ok(()) => self.begin_step(instance),
+            Err(_) => self.ready.push_back(Event::Lost { request, instance, begun: false }),
+        }
+    }
+
     /// A request is over, in whatever way: the session's next one comes when it is due.
     pub fn over(&mut self, request: RequestId) {
         if let Some((next, think)) = self.workload.requests[request as usize].next {
@@ -320,8 +418,16 @@ impl World {
         let mut progress = std::mem::take(&mut self.progress);
         engine.model.end_step(self.now, &mut progress);
         engine.busy_s += self.now - engine.began;
+        let mut handed: Vec<(RequestId, u32)> = Vec::new();
         for told in progress.drain(..) {
             let request = engine.request(told.id);
+            if let Some(decode) = engine.leg[place(told.id)] {
+                if told.finished {
+                    self.ready.push_back(Event::Prefilled { request, instance, cached: told.cached });
+                    handed.push((request, decode));
+                }
+                continue;
+            }
             if told.emitted <= 1 {
                 engine.begun[place(told.id)] = true;
                 self.ready.push_back(Event::FirstToken { request, instance, cached: told.cached });
@@ -331,6 +437,13 @@ impl World {
             }
         }
         self.progress = progress;
+        for (request, decode) in handed {
+            let asked = &self.workload.requests[request as usize];
+            let held = self.engines[decode as usize].model.cached_blocks(&asked.path, asked.prompt_tokens);
+            let tokens = asked.prompt_tokens.saturating_sub(held * self.workload.block_tokens);
+            let at = self.now + self.transfer.seconds(tokens);
+            self.transfers.push(Reverse((at.to_bits(), request, decode)));
+        }
         if self.origin.is_some() {
             self.ready.push_back(Event::Stepped(instance));
         }
@@ -370,6 +483,8 @@ impl Clone for World {
             workload: self.workload.clone(),
             specs: self.specs.clone(),
             steps: self.steps.clone(),
+            transfers: self.transfers.clone(),
+            transfer: self.transfer,
             failures: self.failures.clone(),
             ready: self.ready.clone(),
             progress: Vec::new(),
@@ -378,14 +493,28 @@ impl Clone for World {
     }
 
     fn clone_from(&mut self, from: &Self) {
-        let Self { now, engines, arrivals, workload, specs, steps, failures, ready, progress: _, origin } =
-            from;
+        let Self {
+            now,
+            engines,
+            arrivals,
+            workload,
+            specs,
+            steps,
+            transfers,
+            transfer,
+            failures,
+            ready,
+            progress: _,
+            origin,
+        } = from;
         self.now = *now;
         self.engines.clone_from(engines);
         self.arrivals.clone_from(arrivals);
         self.workload.clone_from(workload);
         self.specs.clone_from(specs);
         self.steps.clone_from(steps);
+        self.transfers.clone_from(transfers);
+        self.transfer = *transfer;
         self.failures.clone_from(failures);
         self.ready.clone_from(ready);
         self.origin.clone_from(origin);

@@ -12,10 +12,12 @@ use fairlead_routing::{
     TargetCells, TargetEntry, plan, pool,
 };
 use fairlead_wire::TargetId;
-use fairlead_wire::msg::{CacheSource, EngineKind, HashSpace, InstanceInfo, ModelInfo, ServingRole};
+use fairlead_wire::msg::{
+    CacheSource, EngineKind, Handoff, HashSpace, InstanceInfo, ModelInfo, ServingRole, Transfer,
+};
 
 use super::cluster::{Event, World};
-use super::decide::Decider;
+use super::decide::{Decider, Placing};
 use super::meter::Meter;
 use super::news::{Index, Mail, News, config};
 use super::workload::{RequestId, Workload};
@@ -44,6 +46,18 @@ struct Gateway {
 struct InFlight {
     gateway: u32,
     reservation: Reservation,
+    prefill: Option<PrefillLeg>,
+}
+
+/// The prefill leg of a request in flight.
+struct PrefillLeg {
+    instance: usize,
+    /// Until the hand-off.
+    reservation: Option<Reservation>,
+    /// When that was; 0 before.
+    ended_us: u64,
+    transfer_us: f32,
+    step_us: f32,
 }
 
 /// All gateways of a fleet.
@@ -300,16 +314,26 @@ impl Gateways {
     }
 
     /// Ends a request's reservation and tells the others.
-    fn release(&mut self, request: RequestId, instance: usize, now_us: u64) {
-        if let Some(InFlight { gateway, reservation }) = self.requests[request as usize].take() {
+    fn release(&mut self, request: RequestId, now_us: u64) {
+        if let Some(InFlight { gateway, reservation, prefill }) = self.requests[request as usize].take() {
+            let decode = usize::from(reservation.target().id.slot);
             drop(reservation);
-            self.tell(gateway as usize, instance, now_us);
+            self.tell(gateway as usize, decode, now_us);
+            if let Some(PrefillLeg { instance, reservation: Some(held), .. }) = prefill {
+                drop(held);
+                self.tell(gateway as usize, instance, now_us);
+            }
         }
     }
 }
 
 impl Decider for Gateways {
+    /// Whole requests alone are meant; of those placed apart, where they are decoded.
     fn decide(&mut self, request: RequestId, tried: &[usize], world: &World) -> Option<usize> {
+        self.place(request, tried, world).map(|placing| placing.decode)
+    }
+
+    fn place(&mut self, request: RequestId, tried: &[usize], world: &World) -> Option<Placing> {
         let now_us = micros(world.now);
         let at = &mut self.at[request as usize];
         if *at == u32::MAX {
@@ -338,22 +362,44 @@ impl Decider for Gateways {
         let plan = plan(&ask, &gateway.fleet, &mut gateway.scratch).ok()?;
         let target = plan.target().id;
         gateway.index.lookup(&asked.path, &mut gateway.hits);
-        if (gateway.hits.get(target.slot) as usize) < asked.path.len() {
-            gateway.overlay.add(target, HashSpace::Tokens, &asked.path, now_us);
+        let leg = plan.prefill.as_ref().map(|leg| leg.reservation.target().id);
+        for target in [Some(target), leg].into_iter().flatten() {
+            if (gateway.hits.get(target.slot) as usize) < asked.path.len() {
+                gateway.overlay.add(target, HashSpace::Tokens, &asked.path, now_us);
+            }
         }
         let instance = usize::from(target.slot);
+        let prefill = plan.prefill.map(|leg| PrefillLeg {
+            instance: usize::from(leg.reservation.target().id.slot),
+            reservation: Some(leg.reservation),
+            ended_us: 0,
+            transfer_us: leg.transfer_us,
+            step_us: leg.step_us,
+        });
+        let placing = Placing { decode: instance, prefill: prefill.as_ref().map(|leg| leg.instance) };
         self.requests[request as usize] =
-            Some(InFlight { gateway: number as u32, reservation: plan.reservation });
+            Some(InFlight { gateway: number as u32, reservation: plan.reservation, prefill });
         self.tell(number, instance, now_us);
-        Some(instance)
+        placing.prefill.iter().for_each(|prefill| self.tell(number, *prefill, now_us));
+        Some(placing)
     }
 
     fn refused(&mut self, request: RequestId, instance: usize, down: bool, world: &World) {
         let now_us = micros(world.now);
         let gateway = self.at[request as usize] as usize;
-        self.release(request, instance, now_us);
+        // With one leg the other is over too.
+        let other = self.requests[request as usize].as_ref().and_then(|flight| {
+            let decode = usize::from(flight.reservation.target().id.slot);
+            [Some(decode), flight.prefill.as_ref().map(|leg| leg.instance)]
+                .into_iter()
+                .flatten()
+                .find(|i| *i != instance)
+        });
+        self.release(request, now_us);
         let asked = &world.workload().requests[request as usize];
-        self.list[gateway].overlay.withdraw(self.ids[instance], &asked.path);
+        for leg in [Some(instance), other].into_iter().flatten() {
+            self.list[gateway].overlay.withdraw(self.ids[leg], &asked.path);
+        }
         if down && let Some(cells) = self.cells(gateway, instance) {
             cells.connect_failed(now_us);
         }
@@ -366,6 +412,26 @@ impl Decider for Gateways {
                 if let Some(flight) = &mut self.requests[request as usize] {
                     let seen = flight.reservation.first_token(now_us);
                     let gateway = flight.gateway as usize;
+                    if let Some(leg) = flight.prefill.as_ref().filter(|leg| leg.ended_us > 0) {
+                        let took = now_us.saturating_sub(leg.ended_us) as f32 - leg.step_us;
+                        if let Some(model) = self.list[gateway].fleet.table().model(MODEL) {
+                            model.cells.transfer.learn(leg.transfer_us, took);
+                        }
+                    }
+                    self.learn(gateway, instance, now_us, |learner| {
+                        seen.iter().for_each(|s| learner.prefilled(s))
+                    });
+                    self.tell(gateway, instance, now_us);
+                }
+            }
+            Event::Prefilled { request, instance, .. } => {
+                if let Some(InFlight { gateway, prefill: Some(leg), .. }) =
+                    &mut self.requests[request as usize]
+                    && let Some(mut reservation) = leg.reservation.take()
+                {
+                    leg.ended_us = now_us;
+                    let (gateway, seen) = (*gateway as usize, reservation.first_token(now_us));
+                    drop(reservation);
                     self.learn(gateway, instance, now_us, |learner| {
                         seen.iter().for_each(|s| learner.prefilled(s))
                     });
@@ -381,7 +447,7 @@ impl Decider for Gateways {
                         seen.iter().for_each(|s| learner.decoded(s))
                     });
                 }
-                self.release(request, instance, now_us);
+                self.release(request, now_us);
             }
             Event::Lost { request, instance, .. } => {
                 // The connection breaks: the gateway sees that at once.
@@ -417,8 +483,16 @@ fn describe(setup: &Setup, workload: &Workload, instance: usize) -> InstanceInfo
         engine: EngineKind::Vllm,
         engine_version: String::new(),
         models: vec![ModelInfo { name: MODEL.into(), max_model_len: None, parent: None }],
-        role: ServingRole::Both,
-        transfer: None,
+        role: match setup.prefillers {
+            None => ServingRole::Both,
+            Some(n) if instance < n => ServingRole::Prefill,
+            Some(_) => ServingRole::Decode,
+        },
+        // Whatever hand-off: its order is what the world plays.
+        transfer: Some(Transfer {
+            bytes_per_token: Some(setup.transfer.bytes_per_token),
+            ..Transfer::new(Handoff::NixlPull)
+        }),
         dp_ranks: 1,
         block_size: Some(workload.block_tokens),
         kv_blocks: Some(spec.kv_blocks.into()),

@@ -23,9 +23,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use fairlead_routing::{Settings, Strategy};
 
 pub use args::{BadReplay, ReplayArgs};
-pub use cluster::{Engine, Event, InstanceSpec, NotTaken, World};
+pub use cluster::{Engine, Event, InstanceSpec, NotTaken, TransferSpec, World};
 pub use compare::{Comparison, Row, compare, run_all};
-pub use decide::Decider;
+pub use decide::{Decider, Placing};
 pub use gateway::Gateways;
 pub use outcome::{Outcome, Record, Slo, Summary, WARM_UP};
 pub use workload::{Arrivals, Play, Request, RequestId, Workload};
@@ -49,6 +49,10 @@ pub struct Failure {
 pub struct Setup {
     /// The instances.
     pub pool: Vec<InstanceSpec>,
+    /// So many of them only prefill, the rest only decode; `None` where each may do either.
+    pub prefillers: Option<usize>,
+    /// What it takes to hand KV over.
+    pub transfer: TransferSpec,
     /// Gateways.
     pub gateways: usize,
     /// Time until a gateway knows what an engine or another gateway has done, seconds.
@@ -70,6 +74,8 @@ impl Setup {
     pub fn new(instance: InstanceSpec, instances: usize) -> Self {
         Self {
             pool: vec![instance; instances],
+            prefillers: None,
+            transfer: TransferSpec::default(),
             gateways: 1,
             state_delay: 0.0,
             failures: Vec::new(),
@@ -104,7 +110,8 @@ pub fn run(setup: &Setup, workload: &Arc<Workload>, policy: &str, seed: u64) -> 
 
 /// Plays a workload with somebody else deciding.
 pub fn run_with<D: Decider>(setup: &Setup, workload: &Arc<Workload>, decider: &mut D, seed: u64) -> Outcome {
-    let world = World::new(workload.clone(), setup.pool.as_slice().into(), &setup.failures, seed);
+    let world = World::new(workload.clone(), setup.pool.as_slice().into(), &setup.failures, seed)
+        .with_transfer(setup.transfer);
     let mut run = Run {
         world,
         decider,
@@ -138,6 +145,7 @@ impl<D: Decider> Run<'_, D> {
                 self.records.push(Record {
                     arrival: now,
                     instance: None,
+                    prefill: None,
                     cached: 0,
                     prompt: asked.prompt_tokens,
                     output: asked.output_tokens,
@@ -150,8 +158,11 @@ impl<D: Decider> Run<'_, D> {
             Event::FirstToken { request, cached, .. } => {
                 let record = self.record(request);
                 record.first = Some(now);
-                record.cached = cached;
+                if record.prefill.is_none() {
+                    record.cached = cached;
+                }
             }
+            Event::Prefilled { request, cached, .. } => self.record(request).cached = cached,
             Event::Finished { request, .. } => {
                 self.record(request).end = Some(now);
                 self.over(request);
@@ -174,10 +185,14 @@ impl<D: Decider> Run<'_, D> {
     fn place(&mut self, request: RequestId) {
         while self.tried[request as usize].len() <= RETRIES {
             let tried = &mut self.tried[request as usize];
-            let Some(instance) = self.decider.decide(request, tried, &self.world) else { break };
-            let sent = self.world.send(request, instance);
+            let Some(placing) = self.decider.place(request, tried, &self.world) else { break };
+            let (instance, sent) = match placing.prefill {
+                None => (placing.decode, self.world.send(request, placing.decode)),
+                Some(prefill) => (prefill, self.world.send_apart(request, prefill, placing.decode)),
+            };
             let order = self.order[request as usize] as usize;
-            self.records[order].instance = Some(instance as u32);
+            self.records[order].instance = Some(placing.decode as u32);
+            self.records[order].prefill = placing.prefill.map(|instance| instance as u32);
             let Err(why) = sent else { return };
             self.decider.refused(request, instance, why == NotTaken::Down, &self.world);
             tried.push(instance);

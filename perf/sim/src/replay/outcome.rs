@@ -9,7 +9,9 @@ pub struct Record {
     pub arrival: f64,
     /// The instance that answered it, or had it last.
     pub instance: Option<u32>,
-    /// Prompt tokens found in that instance's cache.
+    /// The instance that prefilled it, where that is another.
+    pub prefill: Option<u32>,
+    /// Prompt tokens found in the cache of the instance that prefilled it.
     pub cached: u32,
     /// Prompt, tokens.
     pub prompt: u32,
@@ -72,6 +74,9 @@ pub struct Summary {
     pub throughput_rps: f64,
     /// Requests that were not answered in full.
     pub failed: u64,
+    /// Share of requests whose prefill was another instance's than their decoding.
+    #[serde(default)]
+    pub remote_share: f64,
 }
 
 /// What became of every request of a run, in the order of arrival.
@@ -116,6 +121,10 @@ impl Outcome {
             goodput: ratio(counted.iter().filter(good).count() as f64, counted.len() as f64),
             throughput_rps: if last > first { answered.len() as f64 / (last - first) } else { 0.0 },
             failed: (counted.len() - answered.len()) as u64,
+            remote_share: ratio(
+                counted.iter().filter(|r| r.prefill.is_some()).count() as f64,
+                counted.len() as f64,
+            ),
         }
     }
 }
@@ -136,6 +145,7 @@ impl Summary {
             goodput: of(|s| s.goodput),
             throughput_rps: of(|s| s.throughput_rps),
             failed: of(|s| s.failed as f64).round() as u64,
+            remote_share: of(|s| s.remote_share),
         }
     }
 }
