@@ -1,14 +1,16 @@
 //! What is behind the URL: probes, models, the metrics page, and which engine it is.
 
-use crate::http::{Client, HttpError, Limits, Origin};
+use crate::http::{Client, HttpError, Limits};
 use crate::kv::endpoints::{self, Source};
 use crate::metrics::{Field, Reader, Sample};
+use crate::options::Settings;
 use crate::tracker::{REQUESTS_MAX, kv_tokens};
+use crate::transfer::{self, NoBootstrap, Said, Settled};
 use fairlead_wire::limits;
-use fairlead_wire::msg::{EngineKind, ModelInfo, ServingRole};
+use fairlead_wire::msg::{EngineKind, Handoff, ModelInfo, ServingRole};
 use serde::Deserialize;
 use serde_json::Value;
-use std::time::Duration;
+use std::sync::Arc;
 
 /// Longest answer of a health probe or version that is read, bytes.
 const SMALL_BODY: usize = 64 * 1024;
@@ -32,6 +34,8 @@ pub(crate) enum NotReady {
     Models { why: String },
     #[error("GET /v1/models: no model is served yet")]
     NoModels,
+    #[error(transparent)]
+    Bootstrap(#[from] NoBootstrap),
 }
 
 impl NotReady {
@@ -56,7 +60,8 @@ pub(crate) struct Description {
     pub kind: EngineKind,
     pub version: String,
     pub models: Vec<ModelInfo>,
-    pub role: ServingRole,
+    /// Its part in hand-offs between engines.
+    pub part: Settled,
     pub dp_ranks: u16,
     pub block_size: Option<u32>,
     pub kv_blocks: Option<u64>,
@@ -72,11 +77,11 @@ pub(crate) struct Description {
 }
 
 pub(crate) struct Engine {
+    settings: Arc<Settings>,
     client: Client,
     reader: Reader,
     /// The engine has no `/health`: its list of models tells whether it lives.
     probe_models: bool,
-    timeout: Duration,
 }
 
 #[derive(Deserialize)]
@@ -101,8 +106,9 @@ struct Models {
 }
 
 impl Engine {
-    pub fn new(origin: Origin, timeout: Duration) -> Self {
-        Self { client: Client::new(origin), reader: Reader::new(), probe_models: false, timeout }
+    pub fn new(settings: Arc<Settings>) -> Self {
+        let client = Client::new(settings.origin.clone());
+        Self { settings, client, reader: Reader::new(), probe_models: false }
     }
 
     /// Resolves when the engine closes the kept connection.
@@ -111,7 +117,7 @@ impl Engine {
     }
 
     fn limits(&self, body: usize) -> Limits {
-        Limits { time: self.timeout, body }
+        Limits { time: self.settings.intervals.probe_timeout, body }
     }
 
     /// Whether the engine answers its health probe.
@@ -211,10 +217,10 @@ impl Engine {
         };
         let number =
             |key: &str| server.as_ref().and_then(|server| server.get(key)?.as_u64()).filter(|n| *n > 0);
-        let role = match server.as_ref().and_then(|server| server.get("disaggregation_mode")?.as_str()) {
-            Some("prefill") => ServingRole::Prefill,
-            Some("decode") => ServingRole::Decode,
-            _ => ServingRole::Both,
+        let said = match &server {
+            Some(server) => transfer::sglang(server),
+            None if kind == EngineKind::Vllm => self.connector().await?,
+            None => Said::default(),
         };
         let streams = match (kind, &server) {
             (EngineKind::Vllm, _) => self.streams().await?,
@@ -224,18 +230,20 @@ impl Engine {
             },
             _ => Ok(Vec::new()),
         };
-        let sample = self.reader.finish();
-        let page_ranks = sample.ranks() as u64;
+        let page_ranks = self.reader.finish().ranks() as u64;
         let ranks = page_ranks.max(number("dp_size").unwrap_or(1)).clamp(1, crate::metrics::MAX_RANKS as u64);
+        let version = cleaned(&version, VERSION_MAX);
+        let part = self.part(&said, kind, &version, ranks as u16).await?;
+        let sample = self.reader.finish();
         let whole = |field| sample.get(0, field).map(|value| value as u64).filter(|n| *n > 0);
         let block_size = whole(Field::BlockSize).or_else(|| number("page_size"));
         let kv_tokens = kv_tokens(sample, 0).or_else(|| number("max_total_num_tokens"));
         let kv_blocks = whole(Field::KvBlocks).or_else(|| Some(kv_tokens? / block_size?)).filter(|n| *n > 0);
         Ok(Description {
             kind,
-            version: cleaned(&version, VERSION_MAX),
+            version,
             models: models.list,
-            role,
+            part,
             dp_ranks: ranks as u16,
             block_size: block_size
                 .and_then(|size| u32::try_from(size).ok())
@@ -269,6 +277,47 @@ impl Engine {
         }
         let said = serde_json::from_slice::<Value>(&body).map_err(|e| e.to_string());
         Ok(said.and_then(|said| endpoints::vllm(&said, self.client.host())))
+    }
+
+    /// vLLM's connector: from its configuration, which only its development mode shows, else from what is on the page.
+    async fn connector(&mut self) -> Result<Said, NotReady> {
+        let path = "/server_info?config_format=json";
+        let (status, body) = self.client.get_body(path, self.limits(DESCRIPTION_BODY)).await?;
+        let info = serde_json::from_slice::<Value>(&body).ok().filter(|_| status == 200);
+        let said = info.as_ref().map(transfer::vllm).unwrap_or_default();
+        let page = said.handoff.is_none() && self.reader.finish().has_nixl();
+        Ok(if page { Said { role: said.role, ..Said::nixl() } } else { said })
+    }
+
+    /// The engine's part in hand-offs. One that prefills is ready only when its bootstrap server is: until then decode
+    /// instances that are sent to it wait in vain.
+    async fn part(
+        &self,
+        said: &Said,
+        kind: EngineKind,
+        version: &str,
+        ranks: u16,
+    ) -> Result<Settled, NotReady> {
+        let told = &self.settings.transfer;
+        let mut part = transfer::settle(told, said, &self.settings.host, kind, version);
+        let Some(transfer) = &mut part.transfer else { return Ok(part) };
+        let Some((_, port)) = transfer.bootstrap.as_deref().and_then(|place| place.rsplit_once(':')) else {
+            return Ok(part);
+        };
+        // An address that was given is believed; else the server is where this agent reaches its engine.
+        let own = || self.settings.origin.beside(port);
+        let address = told.bootstrap.clone().unwrap_or_else(own);
+        match (transfer.handoff, part.role) {
+            (Handoff::Sglang, ServingRole::Prefill) => {
+                transfer::route(&address, self.limits(DESCRIPTION_BODY)).await?;
+            }
+            (Handoff::Mooncake, ServingRole::Prefill | ServingRole::Both) => {
+                let limits = self.limits(DESCRIPTION_BODY);
+                transfer.engine_ids = transfer::engine_ids(&address, ranks, limits).await?;
+            }
+            _ => {}
+        }
+        Ok(part)
     }
 
     /// SGLang's description of itself, under the name of either generation.

@@ -110,6 +110,12 @@ impl Origin {
         &self.host
     }
 
+    /// Another port of the same host, as it is written in a URL.
+    pub fn beside(&self, port: &str) -> String {
+        let host = self.authority.rsplit_once(':').map_or(self.authority.as_str(), |(host, _)| host);
+        format!("{host}:{port}")
+    }
+
     /// `host:port`.
     pub fn authority(&self) -> &str {
         &self.authority

@@ -29,11 +29,13 @@ mod options;
 mod reporter;
 mod state;
 mod tracker;
+mod transfer;
 mod uplink;
 mod window;
 
 pub use options::{AgentError, AgentOptions, Intervals, KV_BYTES, KvEvents};
 pub use state::AgentState;
+pub use transfer::{HandoffChoice, TransferOptions};
 
 use admin::Admin;
 use monitor::Monitor;

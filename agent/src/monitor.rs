@@ -10,7 +10,8 @@ use crate::metrics::expected;
 use crate::options::{KvEvents, Settings};
 use crate::state::{AgentState, Published, Stats};
 use crate::tracker::{Seen, Tracker, same_figures};
-use fairlead_wire::msg::{EngineKind, InstanceInfo, RankLoad};
+use crate::transfer::needs_peer;
+use fairlead_wire::msg::{EngineKind, InstanceInfo, RankLoad, ServingRole};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -74,7 +75,7 @@ impl Monitor {
         state: watch::Sender<AgentState>,
         stats: Arc<Stats>,
     ) -> Self {
-        let engine = Engine::new(settings.origin.clone(), settings.intervals.probe_timeout);
+        let engine = Engine::new(settings.clone());
         Self {
             settings,
             engine,
@@ -156,8 +157,13 @@ impl Monitor {
             version = instance.engine_version,
             models = ?instance.models.iter().map(|model| model.name.as_str()).collect::<Vec<_>>(),
             ranks = instance.dp_ranks,
+            role = ?instance.role,
+            handoff = instance.transfer.as_ref().map(|transfer| transfer.handoff.as_str()),
             "engine is ready"
         );
+        if let Some(lack) = lack(&instance) {
+            tracing::warn!(instance = instance.name, "{lack}");
+        }
         self.stats.ready.store(true, Relaxed);
         self.stats.engine.store(description.kind as u32, Relaxed);
         self.publish_streams(description, &instance);
@@ -299,8 +305,8 @@ impl Monitor {
             engine: description.kind,
             engine_version: description.version.clone(),
             models: description.models.clone(),
-            role: description.role,
-            transfer: None,
+            role: description.part.role,
+            transfer: description.part.transfer.clone(),
             dp_ranks: description.dp_ranks,
             block_size: description.block_size,
             kv_blocks: description.kv_blocks,
@@ -426,6 +432,23 @@ impl Monitor {
             published.reason = Some(why);
             news
         });
+    }
+}
+
+/// What an instance that has a part to play in hand-offs lacks for it.
+fn lack(instance: &InstanceInfo) -> Option<String> {
+    match &instance.transfer {
+        None if instance.role != ServingRole::Both => Some(format!(
+            "the engine's role is {:?}, but how it hands KV over is not known: give --handoff NAME",
+            instance.role
+        )),
+        Some(transfer) if transfer.peer.is_none() && needs_peer(transfer.handoff, instance.role) => {
+            Some(format!(
+                "where the connector's socket is is not known: give --peer HOST:PORT for {}",
+                transfer.handoff.as_str()
+            ))
+        }
+        _ => None,
     }
 }
 

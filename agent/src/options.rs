@@ -3,8 +3,9 @@
 use crate::http::Origin;
 use crate::incarnation::mix;
 use crate::kv::endpoints;
+use crate::transfer::TransferOptions;
 use fairlead_transport::{Identity, IdentityError};
-use fairlead_wire::msg::{EngineKind, InstanceInfo, Register, Role, ServingRole};
+use fairlead_wire::msg::{EngineKind, Handoff, InstanceInfo, Register, Role, ServingRole, Transfer};
 use fairlead_wire::{FrameError, Stamp, encode};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -111,6 +112,8 @@ pub struct AgentOptions {
     pub kv_events: KvEvents,
     /// Bound on the memory that knows what the engine's cache holds, bytes; shared by its ranks. About 200 bytes a page.
     pub kv_bytes: usize,
+    /// The instance's part in hand-offs between engines.
+    pub transfer: TransferOptions,
 }
 
 impl AgentOptions {
@@ -127,6 +130,7 @@ impl AgentOptions {
             intervals: Intervals::default(),
             kv_events: KvEvents::default(),
             kv_bytes: KV_BYTES,
+            transfer: TransferOptions::default(),
         }
     }
 }
@@ -162,6 +166,14 @@ pub enum AgentError {
     #[error("kv_events: {why}")]
     KvEvents {
         /// Which, and why.
+        why: String,
+    },
+    /// Something of the instance's part in hand-offs that cannot be.
+    #[error("{option}: {why}")]
+    Transfer {
+        /// Which option.
+        option: &'static str,
+        /// What is wrong.
         why: String,
     },
     /// An interval of zero.
@@ -209,6 +221,7 @@ pub(crate) struct Settings {
     pub intervals: Intervals,
     pub kv_events: KvEvents,
     pub kv_bytes: usize,
+    pub transfer: TransferOptions,
 }
 
 impl Settings {
@@ -224,6 +237,7 @@ impl Settings {
             intervals,
             kv_events,
             kv_bytes,
+            transfer,
         } = options;
         let origin =
             Origin::parse(&engine_url).map_err(|why| AgentError::Engine { url: engine_url.clone(), why })?;
@@ -269,6 +283,7 @@ impl Settings {
                 .try_for_each(|one| endpoints::check(one))
                 .map_err(|why| AgentError::KvEvents { why })?;
         }
+        transfer.check().map_err(|(option, why)| AgentError::Transfer { option, why })?;
         let settings = Self {
             origin,
             scheduler,
@@ -281,9 +296,16 @@ impl Settings {
             intervals,
             kv_events,
             kv_bytes,
+            transfer,
         };
         // Found now rather than at the first registration.
-        encode(&Register { instance: settings.instance() }, Stamp::default())?;
+        let told = Transfer {
+            bootstrap: settings.transfer.bootstrap.clone(),
+            peer: settings.transfer.peer.clone(),
+            ..Transfer::new(Handoff::Sidecar)
+        };
+        let instance = InstanceInfo { transfer: Some(told), ..settings.instance() };
+        encode(&Register { instance }, Stamp::default())?;
         Ok(settings)
     }
 }
@@ -334,7 +356,7 @@ fn name_at(host: &str, address: &str) -> String {
 }
 
 /// The host of `host:port`, brackets of an IPv6 address removed.
-fn host_of(address: &str) -> Result<String, &'static str> {
+pub(crate) fn host_of(address: &str) -> Result<String, &'static str> {
     let (host, port) = address.rsplit_once(':').ok_or("write HOST:PORT")?;
     if !port.parse::<u16>().is_ok_and(|port| port > 0) {
         return Err("the port is a number from 1 to 65535");

@@ -104,8 +104,14 @@ async fn an_engine_that_closes_after_each_answer_is_not_probed_without_end() {
 
 #[tokio::test]
 async fn each_engine_is_recognised() {
-    let sglang = r#"{"model_path":"/m","version":"0.5.20","dp_size":1,"page_size":64,"max_running_requests":48,
-        "max_total_num_tokens":65536,"disaggregation_mode":"prefill","internal_states":[{}]}"#;
+    let bootstrap = Engine::start().await;
+    bootstrap.answer("/route", 200, "{}");
+    let sglang = format!(
+        r#"{{"model_path":"/m","version":"0.5.20","dp_size":1,"page_size":64,"max_running_requests":48,
+        "max_total_num_tokens":65536,"disaggregation_mode":"prefill","disaggregation_bootstrap_port":{},
+        "internal_states":[{{}}]}}"#,
+        bootstrap.addr.port()
+    );
     let sglang_page = include_str!("pages/sglang-colon.txt");
     let ours = |owner: &str| format!(r#"{{"data":[{{"id":"m","owned_by":"{owner}"}}]}}"#);
     let two_ranks = sglang.replace(r#""dp_size":1"#, r#""dp_size":2"#);
@@ -113,7 +119,7 @@ async fn each_engine_is_recognised() {
     let cases: Vec<Case> = vec![
         (
             "SGLang without metrics",
-            vec![("/v1/models", ours("sglang")), ("/server_info", sglang.into())],
+            vec![("/v1/models", ours("sglang")), ("/server_info", sglang.clone())],
             EngineKind::Sglang,
             "0.5.20",
             0,
@@ -122,7 +128,7 @@ async fn each_engine_is_recognised() {
             "SGLang of the older generation",
             vec![
                 ("/v1/models", ours("x")),
-                ("/get_server_info", sglang.into()),
+                ("/get_server_info", sglang.clone()),
                 ("/metrics", sglang_page.into()),
             ],
             EngineKind::Sglang,

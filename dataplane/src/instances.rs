@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use fairlead_routing::{Fleet, TargetEntry};
 use fairlead_wire::TargetId;
-use fairlead_wire::msg::InstanceInfo;
+use fairlead_wire::msg::{InstanceInfo, ServingRole, Transfer};
 
 /// An instance named in the configuration.
 #[derive(Debug, Clone)]
@@ -21,6 +21,11 @@ impl StaticInstance {
     /// The instance's description, as an agent would give it.
     pub fn info(&self) -> InstanceInfo {
         InstanceInfo::new(&self.name, &self.address, &self.models)
+    }
+
+    /// The same for an instance that plays a part in hand-offs between engines.
+    pub fn info_as(&self, role: ServingRole, transfer: Option<Transfer>) -> InstanceInfo {
+        InstanceInfo { role, transfer, ..self.info() }
     }
 
     /// Table entry number `slot` for this instance, ready to be picked, with fresh counters.

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 
 use anyhow::anyhow;
 use clap::Args;
-use fairlead_agent::{Agent, AgentOptions, KvEvents};
-use fairlead_config::Config;
+use fairlead_agent::{Agent, AgentOptions, HandoffChoice, KvEvents, TransferOptions};
+use fairlead_config::{Config, HostPort, Label, Setting};
 use fairlead_wire::msg::Role;
 
 use super::{config, identity, out, signals};
@@ -44,6 +44,30 @@ pub struct AgentArgs {
     /// Where the engine repeats events that were missed, in the same form
     #[arg(long, value_name = "ENDPOINT")]
     kv_replay: Option<String>,
+    /// A label of the instance, for filters; may be given several times
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    labels: Vec<String>,
+    /// The engine's part in hand-offs between engines: auto (what it says), both, prefill or decode
+    #[arg(long, value_name = "ROLE")]
+    role: Option<String>,
+    /// How it hands KV to other engines: auto (what it says), none, or a name such as nixl-pull or sglang
+    #[arg(long, value_name = "NAME")]
+    handoff: Option<String>,
+    /// Bootstrap server of its connector, as engines and this agent reach it
+    #[arg(long, value_name = "HOST:PORT")]
+    bootstrap: Option<String>,
+    /// The connector's own socket, as engines reach it
+    #[arg(long, value_name = "HOST:PORT")]
+    peer: Option<String>,
+    /// A further port of the connector: notices (MoRI-IO), allocation (LMCache's PD backend)
+    #[arg(long, value_name = "PORT")]
+    peer_port: Option<u16>,
+    /// Engines hand over to each other only where this is equal
+    #[arg(long, value_name = "TEXT")]
+    transfer_domain: Option<String>,
+    /// KV bytes of one token, of which the time of a transfer follows
+    #[arg(long, value_name = "BYTES")]
+    kv_bytes_per_token: Option<u32>,
 }
 
 pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
@@ -92,6 +116,24 @@ fn options(args: AgentArgs) -> anyhow::Result<AgentOptions> {
     let replay = if args.kv_events.is_some() { args.kv_replay.as_deref() } else { replay };
     options.kv_events = KvEvents::parse(events, replay).map_err(|why| anyhow!("--kv-events: {why}"))?;
     options.kv_bytes = section.kv_bytes.bytes();
+    let label = |text: &String| {
+        Label::parse(text).ok_or_else(|| anyhow!("--label {text:?}: {} is possible", Label::allowed()))
+    };
+    let given = args.labels.iter().map(label).collect::<anyhow::Result<Vec<_>>>()?;
+    let labels = if given.is_empty() { section.labels.clone() } else { given };
+    options.labels = labels.into_iter().map(|label| (label.key, label.value)).collect();
+    let part = args.role.as_deref().unwrap_or(section.role.as_str());
+    let handoff = args.handoff.as_deref().unwrap_or(section.handoff.as_str());
+    let place = |place: &Option<HostPort>| place.as_ref().map(|place| place.as_str().to_owned());
+    options.transfer = TransferOptions {
+        role: TransferOptions::parse_role(part).map_err(|why| anyhow!("--role {why}"))?,
+        handoff: HandoffChoice::parse(handoff).map_err(|why| anyhow!("--handoff {why}"))?,
+        bootstrap: args.bootstrap.or_else(|| place(&section.bootstrap)),
+        peer: args.peer.or_else(|| place(&section.peer)),
+        peer_port: args.peer_port.or(section.peer_port),
+        domain: args.transfer_domain.or_else(|| section.transfer_domain.clone()),
+        bytes_per_token: args.kv_bytes_per_token.or(section.kv_bytes_per_token),
+    };
     options.intervals.scrape_busy = section.scrape_busy;
     options.intervals.scrape_idle = section.scrape_idle;
     Ok(options)

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use fairlead_config::{Config, Driver, Gateway, Shards};
+use fairlead_config::{Config, Driver, Gateway, HandoffSetting, Shards};
 use fairlead_dataplane::http::HeadLimits;
 use fairlead_dataplane::{
     ControlOptions, ControlledGateway, GatewayOptions, Limits, RetryOptions, StaticInstance, Timeouts,
@@ -14,7 +14,7 @@ use fairlead_dataplane::{
 };
 use fairlead_replication::ReplicaConfig;
 use fairlead_transport::{ANY_NAME, LinkOptions};
-use fairlead_wire::msg::Role;
+use fairlead_wire::msg::{Role, ServingRole, Transfer};
 
 use super::tokenizers::{self, TokenizerArgs};
 use super::{config, identity, out, routing, signals};
@@ -156,9 +156,32 @@ fn instances(section: &Gateway) -> Vec<fairlead_wire::msg::InstanceInfo> {
     let known = |(at, instance): (usize, &fairlead_config::Instance)| {
         let address = instance.url.as_ref()?.authority().to_string();
         let models = instance.models.clone();
-        Some(StaticInstance { name: instance.name(at), address, models }.info())
+        let named = StaticInstance { name: instance.name(at), address, models };
+        let role = instance.role.role().unwrap_or_default();
+        let transfer = transfer(instance);
+        if transfer.is_none() && role != ServingRole::Both {
+            tracing::warn!(
+                instance = named.name,
+                "its role is {}, but how it hands KV over is not said: give handoff",
+                instance.role.as_str()
+            );
+        }
+        Some(named.info_as(role, transfer))
     };
     section.instances.iter().enumerate().filter_map(known).collect()
+}
+
+/// How a configured instance hands KV over; `None` unless that is said.
+fn transfer(instance: &fairlead_config::Instance) -> Option<Transfer> {
+    let HandoffSetting::Is(handoff) = instance.handoff else { return None };
+    Some(Transfer {
+        domain: instance.transfer_domain.clone().unwrap_or_default(),
+        bootstrap: instance.bootstrap(),
+        peer: instance.peer.as_ref().map(|peer| peer.as_str().to_owned()),
+        peer_port: instance.peer_port,
+        bytes_per_token: instance.kv_bytes_per_token,
+        ..Transfer::new(handoff)
+    })
 }
 
 /// A name that no other gateway of the cluster has.

@@ -7,6 +7,9 @@ use memchr::memchr;
 /// Longest line read, bytes; a longer one is skipped. vLLM's `cache_config_info` has about 2 KB.
 pub const MAX_LINE: usize = 16 * 1024;
 
+/// How names of figures of vLLM's NIXL connector begin: that there are any is all that is read of them.
+const NIXL: &[u8] = b"vllm:nixl_";
+
 /// Reads a page chunk by chunk. How the page is cut makes no difference to the result.
 #[derive(Debug, Default)]
 pub struct Reader {
@@ -73,6 +76,10 @@ fn read_line(line: &[u8], sample: &mut Sample) {
     }
     let end = line.iter().position(|b| matches!(b, b'{' | b' ' | b'\t')).unwrap_or(line.len());
     let (name, rest) = line.split_at(end);
+    if name.starts_with(NIXL) {
+        sample.nixl();
+        return;
+    }
     let Some((kind, picked)) = pick(name) else { return };
     let rest = trim_start(rest);
     let mut rank = Rank::None;

@@ -55,6 +55,7 @@ impl Cells {
 pub struct Sample {
     vllm: bool,
     sglang: bool,
+    nixl: bool,
     ranks: Vec<Cells>,
     /// Series without a rank label.
     unranked: Cells,
@@ -68,6 +69,7 @@ impl Sample {
         self.ranks.clear();
         self.vllm = false;
         self.sglang = false;
+        self.nixl = false;
         self.unranked = Cells::default();
         self.process_start = None;
         self.counter_start = None;
@@ -79,6 +81,10 @@ impl Sample {
             EngineKind::Sglang => self.sglang = true,
             EngineKind::Generic => {}
         }
+    }
+
+    pub(super) fn nixl(&mut self) {
+        self.nixl = true;
     }
 
     pub(super) fn put(&mut self, rank: Option<u16>, field: Field, value: Option<f64>) {
@@ -112,6 +118,11 @@ impl Sample {
             (false, true) => EngineKind::Sglang,
             (false, false) => EngineKind::Generic,
         }
+    }
+
+    /// Whether it carries figures of transfers by vLLM's NIXL connector.
+    pub fn has_nixl(&self) -> bool {
+        self.nixl
     }
 
     /// Ranks on the page; a page without rank labels has one, a page without figures none.

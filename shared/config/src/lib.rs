@@ -6,6 +6,7 @@
 //! stands there, and what may.
 
 mod error;
+mod handoff;
 mod reference;
 mod routing;
 mod schema;
@@ -14,6 +15,7 @@ mod setting;
 mod types;
 
 pub use error::ConfigError;
+pub use handoff::{HandoffSetting, Label, Part};
 pub use reference::reference_markdown;
 pub use routing::{Explain, Named, POLICY_MAX, PolicySettings, PolicyText, Profile, Slo};
 pub use schema::{KeyDoc, SectionDoc};

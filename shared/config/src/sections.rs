@@ -1,6 +1,7 @@
 //! The keys. Each stands here once, with its default and its meaning; `docs/configuration.md` follows from them.
 
 use crate::error::{ConfigError, join};
+use crate::handoff::{Details, HandoffSetting, Label, Part, has_bootstrap};
 use crate::routing::{Explain, Named, PolicySettings, PolicyText, Profile, Slo};
 use crate::schema::{Check, section};
 use crate::setting::{Setting, Size};
@@ -8,6 +9,9 @@ use crate::types::{BasePath, Driver, Endpoints, HostPort, HttpUrl, KvEvents, Log
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
+
+/// Port of bootstrap servers where nobody says otherwise.
+const BOOTSTRAP_PORT: u16 = 8998;
 
 const fn ms(count: u64) -> Duration {
     Duration::from_millis(count)
@@ -134,6 +138,24 @@ section! {
         url: Option<HttpUrl> = None;
         /// Names of the models it serves. Must be given: without a scheduler nobody asks the engine.
         models: Vec<String> = Vec::new();
+        /// Its part in hand-offs between engines: prefill, decode, or both. `auto` is both: nobody asks the engine.
+        role: Part = Part::Auto;
+        /// How it hands KV to other instances. `auto` is none: nobody asks the engine.
+        handoff: HandoffSetting = HandoffSetting::Auto;
+        /// Bootstrap server of its connector, as engines reach it (`sglang`, `mooncake`). Without it: port 8998 of the
+        /// instance's host.
+        bootstrap: Option<HostPort> = None;
+        /// The connector's own socket, as engines reach it. Needed with `mori-read`, `mori-write` and `p2p-nccl`, and with
+        /// `lmcache-pd` unless it only prefills.
+        peer: Option<HostPort> = None;
+        /// A further port of the connector: notices (`mori-read`, `mori-write`), allocation (`lmcache-pd`). Needed where
+        /// `peer` is.
+        peer_port: Option<u16> = None => Some(1), Some(u16::MAX);
+        /// Instances hand over to each other only where this is equal: name what their connectors refuse each other for,
+        /// such as the engine's version, and the part of the network.
+        transfer_domain: Option<String> = None;
+        /// KV bytes of one token, of which the time of a transfer follows.
+        kv_bytes_per_token: Option<u32> = None => Some(1), Some(1 << 30);
     }
 }
 
@@ -262,6 +284,27 @@ section! {
         /// Memory for what the engine's cache holds, about 200 bytes for each of the engine's pages. Beyond it what was
         /// stored longest ago is forgotten.
         kv_bytes: Size = Size::mib(256) => Size::mib(1), Size::mib(1024 * 1024);
+        /// Labels of the instance, for filters.
+        labels: Vec<Label> = Vec::new();
+        /// The engine's part in hand-offs between engines: prefill, decode, or both. `auto` is what the engine says:
+        /// SGLang its mode, vLLM in development mode (`VLLM_SERVER_DEV_MODE=1`) its connector's role; else both.
+        role: Part = Part::Auto;
+        /// How it hands KV to other engines. `auto` is what the engine says: SGLang with a mode, vLLM in development mode
+        /// with its connector, else with its figures of NIXL transfers.
+        handoff: HandoffSetting = HandoffSetting::Auto;
+        /// Bootstrap server of its connector, as engines and this agent reach it (`sglang`, `mooncake`). Without it: the
+        /// engine's host as gateways reach it, with the port that the engine tells, else 8998.
+        bootstrap: Option<HostPort> = None;
+        /// The connector's own socket, as engines reach it (`mori-read`, `mori-write`, `p2p-nccl`, `lmcache-pd`), where
+        /// the engine does not tell it.
+        peer: Option<HostPort> = None;
+        /// A further port of the connector: notices (`mori-read`, `mori-write`), allocation (`lmcache-pd`).
+        peer_port: Option<u16> = None => Some(1), Some(u16::MAX);
+        /// Engines hand over to each other only where this is equal. Without it: what their connectors refuse each other
+        /// for, vLLM's connector and version, SGLang's transfer backend. Give it where the network parts engines.
+        transfer_domain: Option<String> = None;
+        /// KV bytes of one token, of which the time of a transfer follows.
+        kv_bytes_per_token: Option<u32> = None => Some(1), Some(1 << 30);
     }
 }
 
@@ -273,6 +316,19 @@ section! {
         /// Their form.
         format: LogFormat = LogFormat::Text;
     }
+}
+
+/// What a section says beside `handoff`.
+macro_rules! details {
+    ($section:expr) => {
+        Details {
+            bootstrap: $section.bootstrap.as_ref().map(Setting::show),
+            peer: $section.peer.as_ref().map(Setting::show),
+            peer_port: $section.peer_port.as_ref().map(Setting::show),
+            transfer_domain: $section.transfer_domain.as_ref().map(Setting::show),
+            kv_bytes_per_token: $section.kv_bytes_per_token.as_ref().map(Setting::show),
+        }
+    };
 }
 
 /// Refuses `later` below `earlier`.
@@ -338,6 +394,20 @@ impl Instance {
     pub fn name(&self, place: usize) -> String {
         self.name.clone().unwrap_or_else(|| format!("instance-{}", place + 1))
     }
+
+    /// Its bootstrap server, `host:port`: the one given, or that of its host where its part needs one.
+    pub fn bootstrap(&self) -> Option<String> {
+        let own = || {
+            let (host, _) = self.url.as_ref()?.authority().as_str().rsplit_once(':')?;
+            Some(format!("{host}:{BOOTSTRAP_PORT}"))
+        };
+        let serves = match self.handoff {
+            HandoffSetting::Is(handoff) => has_bootstrap(handoff) && self.role != Part::Decode,
+            _ => false,
+        };
+        let given = self.bootstrap.as_ref().map(|place| place.as_str().to_owned());
+        given.or_else(|| own().filter(|_| serves))
+    }
 }
 
 impl Check for Instance {
@@ -354,13 +424,18 @@ impl Check for Instance {
                 path: join(path, "models"),
                 allowed: "the names of the models that the instance serves".into(),
             }),
-            Some(_) => Ok(()),
+            Some(_) => {
+                let details = details!(self);
+                details.check(path, self.handoff, false)?;
+                details.complete(path, self.role, self.handoff)
+            }
         }
     }
 }
 
 impl Check for Agent {
     fn check(&self, path: &str) -> Result<(), ConfigError> {
+        details!(self).check(path, self.handoff, true)?;
         if let Some(replay) = &self.kv_replay
             && matches!(self.kv_events.as_str(), "auto" | "off")
         {

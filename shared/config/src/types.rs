@@ -192,6 +192,8 @@ macro_rules! words {
     };
 }
 
+pub(crate) use words;
+
 words! {
     /// How shards wait for the kernel.
     Driver {

@@ -1,6 +1,7 @@
 //! What a file may say, and how it is refused.
 
-use fairlead_config::{Config, ConfigError, Driver, LogFormat, Shards, Size};
+use fairlead_config::{Config, ConfigError, Driver, HandoffSetting, LogFormat, Part, Shards, Size};
+use fairlead_wire::msg::{Handoff, ServingRole};
 use proptest::prelude::*;
 use std::time::Duration;
 
@@ -71,6 +72,41 @@ log: {level: "warn,fairlead_agent=debug", format: json}
 }
 
 #[test]
+fn parts_in_hand_offs_are_read() {
+    let config = Config::from_yaml(
+        r#"
+gateway:
+  instances:
+    - {url: "http://10.0.0.1:30000", models: [m], role: prefill, handoff: sglang}
+    - {url: "http://[::1]:30000", models: [m], role: prefill, handoff: sglang, bootstrap: "p:9001"}
+    - {url: "http://10.0.0.2:30000", models: [m], role: decode, handoff: sglang, transfer_domain: rack-1}
+    - {url: "http://10.0.0.3:8000", models: [m], handoff: nixl-pull, kv_bytes_per_token: 131072}
+    - {url: "http://10.0.0.4:8000", models: [m], role: prefill, handoff: lmcache-pd}
+    - {url: "http://10.0.0.5:8000", models: [m], role: decode, handoff: mooncake}
+    - {url: "http://10.0.0.6:8000", models: [m], handoff: mori-write, peer: "10.0.0.6:6301", peer_port: 61005}
+    - {url: "http://10.0.0.7:8000", models: [m], role: decode}
+agent:
+  role: decode
+  handoff: none
+  labels: ["pool=a", "x=y=z", "empty="]
+"#,
+    )
+    .expect("valid");
+    let bootstraps: Vec<_> = config.gateway.instances.iter().map(|instance| instance.bootstrap()).collect();
+    assert_eq!(bootstraps[0].as_deref(), Some("10.0.0.1:8998"));
+    assert_eq!(bootstraps[1].as_deref(), Some("p:9001"));
+    assert!(bootstraps[2..].iter().all(Option::is_none), "{bootstraps:?}");
+    assert_eq!(config.gateway.instances[3].handoff, HandoffSetting::Is(Handoff::NixlPull));
+    assert_eq!(config.gateway.instances[3].role.role(), None);
+    assert_eq!((config.agent.role, config.agent.handoff), (Part::Decode, HandoffSetting::None));
+    assert_eq!(config.agent.role.role(), Some(ServingRole::Decode));
+    let labels: Vec<_> = config.agent.labels.iter().map(|label| (&label.key[..], &label.value[..])).collect();
+    assert_eq!(labels, [("pool", "a"), ("x", "y=z"), ("empty", "")]);
+    let auto = Config::from_yaml("agent: {bootstrap: 'a:1', peer: 'a:2', peer_port: 3, transfer_domain: x}");
+    assert!(auto.is_ok(), "an agent asks for the rest: {auto:?}");
+}
+
+#[test]
 fn json_and_merge_keys_are_yaml() {
     let config =
         Config::from_yaml(r#"{"gateway": {"retry_count": 5}, "log": {"format": "json"}}"#).expect("JSON");
@@ -131,6 +167,32 @@ fn refusals_name_key_value_and_what_is_allowed() {
         ("agent: {kv_events: 'ipc:///x'}", &["agent.kv_events", "ipc:///x"]),
         ("agent: {kv_replay: 'tcp://a:1'}", &["agent.kv_replay", "kv_events"]),
         ("agent: {kv_bytes: 1}", &["agent.kv_bytes", "from 1MiB"]),
+        ("agent: {role: prefiller}", &["agent.role", "\"prefiller\"", "`prefill`"]),
+        ("agent: {handoff: nixl}", &["agent.handoff", "\"nixl\"", "`nixl-pull`", "`none`"]),
+        ("agent: {handoff: none, peer: 'a:1'}", &["agent.peer", "a:1", "`none`"]),
+        ("agent: {handoff: nixl-pull, bootstrap: 'a:1'}", &["agent.bootstrap", "a:1", "`nixl-pull`"]),
+        ("agent: {handoff: p2p-nccl, peer_port: 7}", &["agent.peer_port", "7", "`p2p-nccl`"]),
+        ("agent: {peer_port: 0}", &["agent.peer_port", "0", "from 1 to 65535"]),
+        ("agent: {bootstrap: a}", &["agent.bootstrap", "\"a\"", "HOST:PORT"]),
+        ("agent: {kv_bytes_per_token: 0}", &["agent.kv_bytes_per_token", "0", "from 1"]),
+        ("agent: {labels: [pool]}", &["agent.labels[0]", "\"pool\"", "KEY=VALUE"]),
+        ("agent: {labels: {pool: a}}", &["agent.labels", "list"]),
+        (
+            "gateway: {instances: [{url: 'http://a', models: [m], bootstrap: 'a:1'}]}",
+            &["gateway.instances[0].bootstrap", "a:1", "`auto`"],
+        ),
+        (
+            "gateway: {instances: [{url: 'http://a', models: [m], handoff: p2p-nccl}]}",
+            &["gateway.instances[0].peer", "missing", "`p2p-nccl`"],
+        ),
+        (
+            "gateway: {instances: [{url: 'http://a', models: [m], handoff: mori-read, peer: 'a:1'}]}",
+            &["gateway.instances[0].peer_port", "missing", "`mori-read`"],
+        ),
+        (
+            "gateway: {instances: [{url: 'http://a', models: [m], handoff: mooncake, role: prefill}]}",
+            &["gateway.instances[0].handoff", "mooncake", "agent"],
+        ),
         ("agent: {scrape_idle: 100ms}", &["agent.scrape_idle", "100ms", "scrape_busy"]),
         ("agent: {engine: 'ftp://x'}", &["agent.engine", "ftp://x", "http://"]),
         ("agent: {name: ''}", &["agent.name", "\"\"", "1 to 256"]),
