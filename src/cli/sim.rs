@@ -9,8 +9,11 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use clap::Args;
 use fairlead_dataplane::TokenModels;
-use fairlead_sim::{EngineKind, Faults, KvEncoding, KvEvents, Profile, Sim, SimOptions};
+use fairlead_sim::{
+    EngineKind, Faults, HandoffOptions, KvEncoding, KvEvents, OnKvFailure, Profile, Sim, SimOptions,
+};
 use fairlead_tokens::TokenModel;
+use fairlead_wire::msg::{Handoff, ServingRole};
 
 use super::{out, signals};
 
@@ -38,6 +41,8 @@ pub struct SimArgs {
     chat_template: Option<String>,
     #[command(flatten)]
     kv: KvArgs,
+    #[command(flatten)]
+    handoff: HandoffArgs,
 }
 
 /// Whether and how the cache's changes are told.
@@ -94,6 +99,102 @@ fn endpoint(text: &str) -> Result<SocketAddr, String> {
     let place = text.strip_prefix("tcp://").ok_or("only tcp://ADDRESS:PORT is served")?;
     let place = place.strip_prefix('*').map_or_else(|| place.to_owned(), |port| format!("0.0.0.0{port}"));
     place.parse().map_err(|_| format!("{place:?} is not of the form ADDRESS:PORT"))
+}
+
+/// The part that the engine plays where prefill and decode are apart. All times pass --speed times faster.
+#[derive(Args, Clone)]
+#[command(next_help_heading = "Prefill and decode")]
+struct HandoffArgs {
+    /// Part that the engine plays: prefill, decode or both
+    #[arg(long, default_value = "both", value_name = "ROLE", value_parser = role)]
+    role: ServingRole,
+    /// How KV is handed over: sglang (with --engine sglang), or nixl-pull, nixl-push, mooncake, mori-read, mori-write,
+    /// p2p-nccl, shared-store, lmcache-pd or sidecar
+    #[arg(long, value_name = "NAME", value_parser = handoff)]
+    handoff: Option<Handoff>,
+    /// KV bytes of one token; default is the profile's
+    #[arg(long, value_name = "BYTES", requires = "handoff")]
+    kv_bytes_per_token: Option<u32>,
+    /// Bandwidth of a transfer, gigabytes per second
+    #[arg(long, default_value_t = 25.0, value_name = "GB/S", requires = "handoff")]
+    transfer_gbps: f64,
+    /// What a transfer takes besides its bytes
+    #[arg(long, default_value = "0.002", value_name = "SECONDS", value_parser = seconds, requires = "handoff")]
+    transfer_latency: Duration,
+    /// How long KV that nobody has fetched is kept, and how long a decode leg waits for its prefill leg
+    #[arg(long, default_value = "30", value_name = "SECONDS", value_parser = seconds, requires = "handoff")]
+    lease: Duration,
+    /// How long an SGLang prefill leg waits for the decode side
+    #[arg(long, default_value = "300", value_name = "SECONDS", value_parser = seconds, requires = "handoff")]
+    bootstrap_timeout: Duration,
+    /// How long an SGLang decode leg waits for its KV
+    #[arg(long, default_value = "300", value_name = "SECONDS", value_parser = seconds, requires = "handoff")]
+    waiting_timeout: Duration,
+    /// Lease and waiting time of mooncake
+    #[arg(long, default_value = "480", value_name = "SECONDS", value_parser = seconds, requires = "handoff")]
+    abort_timeout: Duration,
+    /// Engines hand over to each other only where this is equal
+    #[arg(long, default_value = "", value_name = "NAME", requires = "handoff")]
+    handoff_domain: String,
+    /// What a decode leg does when its KV does not come
+    #[arg(long, value_enum, default_value_t, requires = "handoff")]
+    on_kv_failure: OnKvFailure,
+    /// Folder that engines of shared-store have in common; default is a store in this process
+    #[arg(long, value_name = "DIR", requires = "handoff")]
+    kv_store: Option<PathBuf>,
+    /// Where a prefill engine of lmcache-pd tells the router that a transfer has ended
+    #[arg(long, value_name = "ENDPOINT", value_parser = endpoint, requires = "handoff")]
+    lmcache_proxy: Option<SocketAddr>,
+}
+
+impl HandoffArgs {
+    fn options(&self, profile: &str) -> anyhow::Result<Option<HandoffOptions>> {
+        let Some(handoff) = self.handoff else {
+            let alone = self.role == ServingRole::Both;
+            return if alone { Ok(None) } else { Err(anyhow!("--role needs --handoff NAME")) };
+        };
+        Ok(Some(HandoffOptions {
+            handoff,
+            bytes_per_token: self
+                .kv_bytes_per_token
+                .unwrap_or_else(|| HandoffOptions::bytes_per_token_of(profile)),
+            gigabytes_per_second: self.transfer_gbps,
+            latency: self.transfer_latency,
+            lease: self.lease,
+            bootstrap_timeout: self.bootstrap_timeout,
+            waiting_timeout: self.waiting_timeout,
+            abort_timeout: self.abort_timeout,
+            domain: self.handoff_domain.clone(),
+            on_failure: self.on_kv_failure,
+            store: self.kv_store.clone(),
+            lmcache_proxy: self.lmcache_proxy,
+        }))
+    }
+}
+
+fn role(text: &str) -> Result<ServingRole, String> {
+    match text {
+        "both" => Ok(ServingRole::Both),
+        "prefill" => Ok(ServingRole::Prefill),
+        "decode" => Ok(ServingRole::Decode),
+        _ => Err("allowed are prefill, decode and both".into()),
+    }
+}
+
+fn handoff(text: &str) -> Result<Handoff, String> {
+    let names = || Handoff::ALL.iter().map(|h| h.as_str()).collect::<Vec<_>>().join(", ");
+    Handoff::find(text).ok_or_else(|| format!("allowed are {}", names()))
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    Duration::try_from_secs_f64(number).map_err(|e| e.to_string())
+}
+
+/// `P:D`, at least one of each.
+fn prefill_decode(text: &str) -> Result<(u16, u16), String> {
+    let parts = text.split_once(':').and_then(|(p, d)| Some((p.parse().ok()?, d.parse().ok()?)));
+    parts.filter(|(p, d)| *p > 0 && *d > 0).ok_or_else(|| "not of the form P:D, each at least 1".into())
 }
 
 /// What a simulated engine is, apart from where it listens.
@@ -167,11 +268,17 @@ pub struct UpSimArgs {
     /// KV blocks of 16 tokens that each has; default is what the profile's memory holds
     #[arg(long = "sim-kv-blocks", value_name = "N")]
     kv_blocks: Option<u32>,
+    /// The first P of them only prefill, the next D only decode; any others do both
+    #[arg(long = "sim-pd", value_name = "P:D", requires = "sim", value_parser = prefill_decode)]
+    pd: Option<(u16, u16)>,
+    /// How they hand KV over [default: nixl-pull with --sim-pd]
+    #[arg(long = "sim-handoff", value_name = "NAME", requires = "sim", value_parser = handoff)]
+    handoff: Option<Handoff>,
 }
 
 impl UpSimArgs {
-    /// Options of the engine with that name, on a free port. With a tokenizer for its model it has that one too, and
-    /// tells what its cache holds.
+    /// Options of the engine with that name, which ends in its number, on a free port. With a tokenizer for its model it
+    /// has that one too, and tells what its cache holds.
     pub fn options(&self, name: String, tokenizers: &TokenModels) -> anyhow::Result<SimOptions> {
         let profile = profile("--sim-profile", &self.profile)?;
         let (models, kv_blocks) = (self.models.clone(), self.kv_blocks);
@@ -179,7 +286,12 @@ impl UpSimArgs {
             models.first().and_then(|model| tokenizers.of(model, model)).map(|mode| mode.model().clone());
         let kv_events = tokenizer.is_some().then(KvEvents::default);
         let speed = self.speed;
+        let (role, transfer) = self.part(&name)?;
+        let sglang = transfer.as_ref().is_some_and(|t| t.handoff == Handoff::Sglang);
         Ok(SimOptions {
+            engine: if sglang { EngineKind::Sglang } else { EngineKind::Vllm },
+            role,
+            transfer,
             name,
             models,
             profile,
@@ -189,6 +301,30 @@ impl UpSimArgs {
             kv_events,
             ..SimOptions::default()
         })
+    }
+}
+
+impl UpSimArgs {
+    /// What the engine of that name does where prefill and decode are apart.
+    fn part(&self, name: &str) -> anyhow::Result<(ServingRole, Option<HandoffOptions>)> {
+        let handoff = self.handoff.or_else(|| self.pd.map(|_| Handoff::NixlPull));
+        let Some(handoff) = handoff else { return Ok((ServingRole::Both, None)) };
+        let number: u32 = name.rsplit('-').next().and_then(|n| n.parse().ok()).unwrap_or(0);
+        let (prefill, decode) = self.pd.map_or((0, 0), |(p, d)| (u32::from(p), u32::from(d)));
+        let engines = u32::from(self.sim.unwrap_or(0));
+        if prefill + decode > engines {
+            return Err(anyhow!("--sim-pd {prefill}:{decode} needs more engines than --sim {engines}"));
+        }
+        if handoff == Handoff::Sglang && prefill + decode < engines {
+            return Err(anyhow!("--sim-handoff sglang: --sim-pd must give each of the {engines} engines a role"));
+        }
+        let role = match number {
+            n if n < prefill => ServingRole::Prefill,
+            n if n < prefill + decode => ServingRole::Decode,
+            _ => ServingRole::Both,
+        };
+        let bytes_per_token = HandoffOptions::bytes_per_token_of(&self.profile);
+        Ok((role, Some(HandoffOptions { bytes_per_token, ..HandoffOptions::new(handoff) })))
     }
 }
 
@@ -203,6 +339,8 @@ pub fn run(args: SimArgs) -> anyhow::Result<ExitCode> {
         options.faults = serde_json::from_str::<Faults>(faults).context("--faults")?;
     }
     options.kv_events = args.kv.options();
+    options.role = args.handoff.role;
+    options.transfer = args.handoff.options(&args.engine.profile)?;
     if let Some(path) = &args.tokenizer {
         let model = TokenModel::load(path, args.chat_template.as_deref()).context("--tokenizer")?;
         options.tokenizer = Some(Arc::new(model));
@@ -211,11 +349,12 @@ pub fn run(args: SimArgs) -> anyhow::Result<ExitCode> {
     signals::runtime(1)?.block_on(async {
         let mut stop = signals::Stop::listen()?;
         let sim = Sim::start(options)?;
+        let part = args.handoff.handoff.map_or(String::new(), |h| format!(" handoff={}", h.as_str()));
         let told = |name: &str, addr: Option<SocketAddr>| {
             addr.map(|addr| format!(" {name}=tcp://{addr}")).unwrap_or_default()
         };
         let events = told("kv_events", sim.kv_events_addr()) + &told("kv_replay", sim.kv_replay_addr());
-        out::line(format_args!("ready: http://{} models={models}{events} simulated engine", sim.addr()));
+        out::line(format_args!("ready: http://{} models={models}{events}{part} simulated engine", sim.addr()));
         stop.recv().await;
         sim.shutdown();
         Ok(ExitCode::SUCCESS)

@@ -6,6 +6,7 @@
 
 use crate::events::{EventLog, Origin};
 use crate::faults::{BadFaults, Faults};
+use crate::handoff::Handover;
 use crate::model::{Model, ModelOptions, Progress, Refused, SeqId, SeqSpec};
 use crate::options::SimOptions;
 use crate::prompt;
@@ -95,6 +96,7 @@ pub(crate) struct Engine {
     id_base: u64,
     pub events: Option<Arc<EventLog>>,
     pub tokeniser: Option<Tokeniser>,
+    pub handover: Option<Arc<Handover>>,
 }
 
 /// A prompt as the model takes it.
@@ -107,7 +109,11 @@ pub(crate) struct Prepared {
 }
 
 impl Engine {
-    pub fn new(options: SimOptions, events: Option<Arc<EventLog>>) -> Arc<Self> {
+    pub fn new(
+        options: SimOptions,
+        events: Option<Arc<EventLog>>,
+        handover: Option<Arc<Handover>>,
+    ) -> Arc<Self> {
         let model = Model::new(ModelOptions {
             profile: options.profile.clone(),
             block_tokens: options.block_tokens,
@@ -142,6 +148,7 @@ impl Engine {
             id_base,
             events,
             tokeniser: options.tokenizer.clone().map(Tokeniser::new),
+            handover,
             options,
         })
     }
@@ -248,6 +255,19 @@ impl Engine {
             seed: xxhash_rust::xxh3::xxh3_64(prompt),
             origin,
         }
+    }
+
+    /// Leading tokens of a prompt that the cache has now.
+    pub fn cached_tokens(&self, spec: &SeqSpec) -> u32 {
+        self.core().model.cached_blocks(&spec.path, spec.prompt_tokens) * self.options.block_tokens
+    }
+
+    /// Whether an address that a request names is this engine's.
+    pub fn is_at(&self, host: &str, port: u16) -> bool {
+        let own = self.options.listen;
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let same = host == own.ip().to_string() || (host == "localhost" && own.ip().is_loopback());
+        port == own.port() && (own.ip().is_unspecified() || same)
     }
 
     /// Forgets every cached prefix that no running sequence holds.

@@ -1,5 +1,6 @@
 //! Ways to fail on demand.
 
+use crate::handoff::LegKind;
 use serde::{Deserialize, Serialize};
 
 /// What an engine does wrong. Everything off is a healthy engine. Faults of answers touch the routes that carry
@@ -32,6 +33,14 @@ pub struct Faults {
     pub drop_events: u32,
     /// Batches held back cannot be asked for again either.
     pub forget_events: bool,
+    /// Lets the answer faults touch only requests that are this part of a hand-off.
+    pub legs: Option<LegKind>,
+    /// Decode side: KV does not come, as if each transfer failed.
+    pub refuse_kv: bool,
+    /// Prefill side: what is computed for others is gone at once, as if it had expired.
+    pub lose_kv: bool,
+    /// KV transfers take this many times as long; 0 means 1.
+    pub slow_transfer: f64,
     /// Lets the answer faults touch every route.
     pub everywhere: bool,
     /// How many requests meet the answer faults (hang to status) before all faults end; no number: all of them.
@@ -65,8 +74,10 @@ impl Faults {
         {
             return Err(BadFaults(format!("status: {s} is outside 400..=599")));
         }
-        if !self.slow.is_finite() || self.slow < 0.0 || self.slow > 1e6 {
-            return Err(BadFaults(format!("slow: {} is outside 0..=1000000", self.slow)));
+        for (name, factor) in [("slow", self.slow), ("slow_transfer", self.slow_transfer)] {
+            if !(0.0..=1e6).contains(&factor) {
+                return Err(BadFaults(format!("{name}: {factor} is outside 0..=1000000")));
+            }
         }
         if self.times == Some(0) {
             return Err(BadFaults("times: 0 would do nothing, use at least 1".into()));
@@ -84,9 +95,9 @@ impl Faults {
             || self.status.is_some()
     }
 
-    /// The faults that one request meets; counts `times` down.
-    pub fn take(&mut self) -> Option<Self> {
-        if !self.touches_answers() {
+    /// The faults that one request meets, which is that part of a hand-off; counts `times` down.
+    pub fn take(&mut self, leg: Option<LegKind>) -> Option<Self> {
+        if !self.touches_answers() || (self.legs.is_some() && self.legs != leg) {
             return None;
         }
         let met = self.clone();
@@ -105,6 +116,11 @@ impl Faults {
         held_back
     }
 
+    /// How much longer transfers take.
+    pub(crate) fn slow_transfers(&self) -> f64 {
+        if self.slow_transfer > 0.0 { self.slow_transfer } else { 1.0 }
+    }
+
     /// How much longer steps take.
     pub fn slowness(&self) -> f64 {
         if self.slow > 0.0 { self.slow } else { 1.0 }
@@ -118,8 +134,24 @@ mod tests {
     #[test]
     fn times_counts_down_to_health() {
         let mut f = Faults { status: Some(500), times: Some(2), ..Faults::default() };
-        assert!(f.take().is_some() && f.take().is_some() && f.take().is_none());
+        assert!(f.take(None).is_some() && f.take(None).is_some() && f.take(None).is_none());
         assert_eq!(f, Faults::default());
+    }
+
+    #[test]
+    fn faults_may_be_for_one_leg() {
+        use LegKind::{Decode, Prefill};
+        for (legs, leg, met) in [
+            (None, None, true),
+            (None, Some(Decode), true),
+            (Some(Decode), Some(Decode), true),
+            (Some(Decode), Some(Prefill), false),
+            (Some(Prefill), None, false),
+        ] {
+            let mut f = Faults { hang: true, legs, ..Faults::default() };
+            assert_eq!(f.take(leg).is_some(), met, "{legs:?} {leg:?}");
+        }
+        assert_eq!(serde_json::from_str::<Faults>(r#"{"legs":"decode"}"#).unwrap().legs, Some(Decode));
     }
 
     #[test]
@@ -127,6 +159,7 @@ mod tests {
         for (text, says) in [
             (r#"{"status":200}"#, "status: 200"),
             (r#"{"slow":-1}"#, "slow: -1"),
+            (r#"{"slow_transfer":2e9}"#, "slow_transfer: 2000000000"),
             (r#"{"times":0}"#, "times: 0"),
         ] {
             let f: Faults = serde_json::from_str(text).unwrap();

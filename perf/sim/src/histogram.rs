@@ -24,6 +24,8 @@ pub const REQUEST_SECONDS: &[f64] = &[
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0,
     960.0, 1920.0, 7680.0,
 ];
+/// Bounds for the bytes of one KV transfer.
+pub const TRANSFER_BYTES: &[f64] = &[1e6, 1e7, 5e7, 1e8, 2.5e8, 5e8, 1e9, 2.5e9, 5e9, 1e10, 5e10];
 /// Bounds for small counts such as `n`.
 pub const SMALL: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0];
 

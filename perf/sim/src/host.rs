@@ -3,14 +3,16 @@
 use crate::engine::Engine;
 use crate::events::{self, EventLog, Sockets, Told};
 use crate::faults::{BadFaults, Faults};
+use crate::handoff::Handover;
 use crate::http::conn::{self, Place};
 use crate::http::control;
 use crate::options::{BadOption, SimOptions};
 use crate::state::State;
+use crate::text;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::runtime;
 use tokio::sync::Notify;
 
@@ -28,9 +30,21 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// The folder of the shared store cannot be used.
+    #[error("cannot use the shared store: {0}")]
+    Store(io::Error),
     /// The simulator's thread could not be made.
     #[error("cannot start the simulator's thread: {0}")]
     Thread(io::Error),
+}
+
+/// A name in the form of a UUID, another for each start.
+fn random_id(addr: SocketAddr) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
+    let base = text::mix(now ^ u64::from(std::process::id()).rotate_left(32) ^ u64::from(addr.port()));
+    let (a, b) = (text::mix(base), text::mix(base ^ 1));
+    let b_low = b & 0xffff_ffff_ffff;
+    format!("{:08x}-{:04x}-4{:03x}-a{:03x}-{b_low:012x}", a >> 32, a >> 16 & 0xffff, a & 0xfff, b >> 52)
 }
 
 /// A thread for engines. Dropping it ends them.
@@ -74,7 +88,12 @@ impl Host {
             publisher = Some((Arc::new(log), sockets));
         }
         let log = publisher.as_ref().map(|(log, _)| Arc::clone(log));
-        let engine = Engine::new(SimOptions { listen: addr, ..options }, log);
+        let handover = options
+            .transfer
+            .clone()
+            .map(|transfer| Handover::new(transfer, options.role, random_id(addr), addr, options.speed));
+        let handover = handover.transpose().map_err(StartError::Store)?.map(Arc::new);
+        let engine = Engine::new(SimOptions { listen: addr, ..options }, log, handover);
         if let Some((log, sockets)) = publisher {
             self.runtime.spawn(events::run(Arc::clone(&engine), log, sockets));
         }

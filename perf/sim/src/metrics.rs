@@ -1,6 +1,7 @@
 //! The `/metrics` pages of vLLM and SGLang, with the names and labels of the real ones and this engine's values.
 
 use crate::engine::Engine;
+use crate::handoff::{Handover, LegKind};
 use crate::histogram::{Histogram, number};
 use crate::http::info::max_tokens;
 use std::fmt::Write;
@@ -58,6 +59,36 @@ impl Page {
     }
 }
 
+impl Page {
+    /// Of NIXL's connectors; the others have no page worth reading.
+    fn transfers(&mut self, handover: &Handover) {
+        if !handover.options.handoff.as_str().starts_with("nixl") {
+            return;
+        }
+        let transfers = handover.tally.transfers();
+        self.histogram(
+            "vllm:nixl_xfer_time_seconds",
+            "Histogram of transfer duration for NIXL KV Cache transfers.",
+            &transfers.seconds,
+        );
+        self.histogram(
+            "vllm:nixl_bytes_transferred",
+            "Histogram of bytes transferred per NIXL KV Cache transfers.",
+            &transfers.bytes,
+        );
+        self.counter(
+            "vllm:nixl_num_failed_transfers",
+            "Number of failed NIXL KV Cache transfers.",
+            handover.tally.failed_loads(),
+        );
+        self.counter(
+            "vllm:nixl_num_kv_expired_reqs",
+            "Number of requests that had their KV expire.",
+            handover.outbox.counts().expired,
+        );
+    }
+}
+
 fn label(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
@@ -86,11 +117,17 @@ pub(crate) fn vllm(engine: &Engine) -> String {
         "Number of requests in model execution batches.",
         m.running() as f64,
     );
-    p.gauge("vllm:num_requests_waiting", "Number of requests waiting to be processed.", m.waiting() as f64);
+    // Requests that wait for their KV are in the queue, passed over until it has come.
+    let deferred = engine.handover.as_ref().map_or(0, |h| h.tally.waiting(LegKind::Decode)) as f64;
+    p.gauge(
+        "vllm:num_requests_waiting",
+        "Number of requests waiting to be processed.",
+        m.waiting() as f64 + deferred,
+    );
     if !o.legacy_metrics {
         p.family("vllm:num_requests_waiting_by_reason", "gauge", "Number of waiting requests by reason.");
         p.sample("vllm:num_requests_waiting_by_reason", "reason=\"capacity\"", m.waiting() as f64);
-        p.sample("vllm:num_requests_waiting_by_reason", "reason=\"deferred\"", 0.0);
+        p.sample("vllm:num_requests_waiting_by_reason", "reason=\"deferred\"", deferred);
         p.family("vllm:engine_sleep_state", "gauge", "Engine sleep state.");
         p.sample("vllm:engine_sleep_state", "sleep_state=\"awake\"", 1.0);
         p.sample("vllm:engine_sleep_state", "sleep_state=\"weights_offloaded\"", 0.0);
@@ -108,13 +145,15 @@ pub(crate) fn vllm(engine: &Engine) -> String {
     p.counter("vllm:prompt_tokens", "Number of prefill tokens processed.", s.prompt_tokens);
     if !o.legacy_metrics {
         let computed = (s.prompt_tokens - s.cached_prompt_tokens) as f64;
+        let external = engine.handover.as_ref().map_or(0, |h| h.tally.tokens_received());
+        let external = external.min(s.cached_prompt_tokens) as f64;
         p.counters(
             "vllm:prompt_tokens_by_source",
             "Number of prompt tokens by source.",
             &[
                 ("source=\"local_compute\"", computed),
-                ("source=\"local_cache_hit\"", s.cached_prompt_tokens as f64),
-                ("source=\"external_kv_transfer\"", 0.0),
+                ("source=\"local_cache_hit\"", s.cached_prompt_tokens as f64 - external),
+                ("source=\"external_kv_transfer\"", external),
             ],
         );
         p.counter(
@@ -201,6 +240,9 @@ pub(crate) fn vllm(engine: &Engine) -> String {
     }
     let blocks = m.cache().capacity();
     drop(core);
+    if let Some(handover) = &engine.handover {
+        p.transfers(handover);
+    }
     p.family("vllm:cache_config_info", "gauge", "Information of the LLMEngine CacheConfig");
     let caching = if o.prefix_caching { "True" } else { "False" };
     let size = o.block_tokens;
@@ -220,10 +262,20 @@ pub(crate) fn vllm(engine: &Engine) -> String {
 /// SGLang's page.
 pub(crate) fn sglang(engine: &Engine) -> String {
     let o = &engine.options;
+    let kind = match engine.handover.as_ref().and_then(|h| h.role_kind()) {
+        None => "unified",
+        Some(LegKind::Prefill) => "prefill",
+        Some(LegKind::Decode) => "decode",
+    };
+    let [bootstrapping, inflight, receiving] = engine.handover.as_ref().map_or([0.0; 3], |h| {
+        let sent = h.outbox.counts();
+        [h.tally.waiting(LegKind::Prefill), sent.ready + sent.sending, h.tally.waiting(LegKind::Decode)]
+            .map(|n| n as f64)
+    });
     let mut p = Page {
         out: String::with_capacity(16 << 10),
         labels: format!(
-            "engine_type=\"unified\",model_name=\"{}\",pp_rank=\"0\",tp_rank=\"0\"",
+            "engine_type=\"{kind}\",model_name=\"{}\",pp_rank=\"0\",tp_rank=\"0\"",
             label(&o.models[0])
         ),
         created: engine.started_unix,
@@ -257,10 +309,14 @@ pub(crate) fn sglang(engine: &Engine) -> String {
         ("sglang:gen_throughput", "The generation throughput (token/s).", throughput),
         ("sglang:cache_hit_rate", "The prefix cache hit rate.", s.last_hit_rate),
         ("sglang:utilization", "The utilization.", m.running() as f64 / f64::from(o.profile.max_running)),
-        ("sglang:num_prefill_bootstrap_queue_reqs", "Requests in the prefill bootstrap queue.", 0.0),
-        ("sglang:num_prefill_inflight_queue_reqs", "Requests in the prefill inflight queue.", 0.0),
+        (
+            "sglang:num_prefill_bootstrap_queue_reqs",
+            "Requests in the prefill bootstrap queue.",
+            bootstrapping,
+        ),
+        ("sglang:num_prefill_inflight_queue_reqs", "Requests in the prefill inflight queue.", inflight),
         ("sglang:num_decode_prealloc_queue_reqs", "Requests in the decode prealloc queue.", 0.0),
-        ("sglang:num_decode_transfer_queue_reqs", "Requests in the decode transfer queue.", 0.0),
+        ("sglang:num_decode_transfer_queue_reqs", "Requests in the decode transfer queue.", receiving),
     ] {
         p.gauge(name, help, v);
     }

@@ -1,8 +1,10 @@
 //! How an engine is set up.
 
 use crate::faults::Faults;
+use crate::handoff::HandoffOptions;
 use crate::profile::Profile;
 use fairlead_tokens::TokenModel;
+use fairlead_wire::msg::ServingRole;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -101,6 +103,10 @@ pub struct SimOptions {
     pub tokenizer: Option<Arc<TokenModel>>,
     /// Where the cache's changes are told; nowhere by default.
     pub kv_events: Option<KvEvents>,
+    /// Part that it plays where prefill and decode are apart.
+    pub role: ServingRole,
+    /// How it hands KV over; not at all by default.
+    pub transfer: Option<HandoffOptions>,
 }
 
 impl Default for SimOptions {
@@ -126,6 +132,8 @@ impl Default for SimOptions {
             faults: Faults::default(),
             tokenizer: None,
             kv_events: None,
+            role: ServingRole::Both,
+            transfer: None,
         }
     }
 }
@@ -182,6 +190,13 @@ impl SimOptions {
         }
         if p.token_budget == 0 || p.max_running == 0 {
             return bad("token-budget", "token budget and max-num-seqs must be at least 1".into());
+        }
+        match &self.transfer {
+            Some(transfer) => transfer.validate(self.role, self.engine == EngineKind::Sglang)?,
+            None if self.role != ServingRole::Both => {
+                return bad("role", "prefill and decode need a hand-off".into());
+            }
+            None => {}
         }
         if self.max_connections == 0 {
             return bad("max-connections", "must be at least 1".into());

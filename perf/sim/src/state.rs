@@ -2,6 +2,7 @@
 
 use crate::engine::Engine;
 use crate::faults::Faults;
+use crate::handoff::HandoffState;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -19,7 +20,7 @@ pub struct State {
     pub uptime: f64,
     /// Requests on prompt routes whose answer has not ended.
     pub in_flight: u64,
-    /// Sequences being worked on for nobody.
+    /// Sequences being worked on for nobody, and shipments of a hand-off that nobody looks after.
     pub orphaned: u64,
     /// Sequences in the batch.
     pub running: u64,
@@ -65,6 +66,9 @@ pub struct State {
     pub steps: u64,
     /// Seconds by which steps came too late for their profile and that were not caught up with.
     pub behind: f64,
+    /// Hand-offs, where the engine has any.
+    #[serde(default)]
+    pub handoff: HandoffState,
     /// The faults in force.
     pub faults: Faults,
     /// The last request on a prompt route.
@@ -99,6 +103,8 @@ impl State {
     pub(crate) fn of(engine: &Engine) -> Self {
         let ready = engine.ready();
         let (kv_batches, kv_batches_dropped) = engine.events.as_ref().map_or((0, 0), |e| e.counts());
+        let handoff = engine.handover.as_ref().map(|h| HandoffState::of(h)).unwrap_or_default();
+        let unowned = engine.handover.as_ref().map_or(0, |h| h.outbox.counts().unowned);
         let core = engine.core();
         let (m, t) = (&core.model, &core.traffic);
         let s = m.stats();
@@ -107,7 +113,7 @@ impl State {
             ready,
             uptime: engine.now(),
             in_flight: t.in_flight,
-            orphaned: core.orphaned() as u64,
+            orphaned: core.orphaned() as u64 + unowned,
             running: m.running() as u64,
             waiting: m.waiting() as u64,
             kv_used: u64::from(m.cache().used()),
@@ -130,6 +136,7 @@ impl State {
             generation_tokens: s.generation_tokens,
             steps: s.steps,
             behind: core.behind,
+            handoff,
             faults: core.faults.clone(),
             last: t.last.as_ref().map(|l| Last {
                 method: l.method.clone(),

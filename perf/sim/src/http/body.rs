@@ -2,10 +2,13 @@
 
 use super::conn::ConnControl;
 use super::forms::{EventWriter, Usage};
-use crate::engine::{SeqState, Ticket, Visit};
+use crate::engine::{SeqState, Visit};
 use crate::faults::{Faults, Garbage};
+use crate::handoff::Entered;
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
+use serde_json::Value;
+use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -70,10 +73,17 @@ impl Breaker {
     }
 }
 
+/// Sequences that are in the engine, or will be when another engine has done its part. The error is what the stream
+/// ends with.
+pub(crate) enum Source {
+    Here(Entered),
+    Coming(Pin<Box<dyn Future<Output = Result<Entered, Value>> + Send>>),
+}
+
 /// A stream of events that follows its sequences.
 pub(crate) struct TokenStream {
     writer: EventWriter,
-    ticket: Ticket,
+    source: Source,
     visit: Visit,
     conn: Arc<ConnControl>,
     prompt_tokens: u32,
@@ -90,7 +100,7 @@ pub(crate) struct TokenStream {
 impl TokenStream {
     pub fn new(
         writer: EventWriter,
-        ticket: Ticket,
+        source: Source,
         visit: Visit,
         conn: Arc<ConnControl>,
         prompt_tokens: u32,
@@ -104,7 +114,7 @@ impl TokenStream {
         });
         Self {
             writer,
-            ticket,
+            source,
             visit,
             conn,
             prompt_tokens,
@@ -117,6 +127,12 @@ impl TokenStream {
             garbage: faults.is_some_and(|f| f.garbage == Some(Garbage::Event)),
             breaker: None,
         }
+    }
+
+    /// Begins where sequences have come to already.
+    pub fn from(mut self, state: Vec<SeqState>) -> Self {
+        self.state = state;
+        self
     }
 
     fn usage(&self) -> Usage {
@@ -155,6 +171,9 @@ impl TokenStream {
         let all = self.state.iter().zip(&self.written).all(|(s, w)| s.done && *w >= s.emitted);
         if all && !self.broken() {
             self.ended = true;
+            if let Source::Here(entered) = &mut self.source {
+                entered.after.finished();
+            }
             let usage = self.usage();
             self.writer.close(out, usage);
         }
@@ -181,11 +200,23 @@ impl TokenStream {
                 self.breaker = Some(Breaker::new(how, Arc::clone(&self.conn)));
                 continue;
             }
-            if !self.behind() && self.ticket.poll_change(cx, &mut self.state).is_pending() {
-                return Poll::Pending;
-            }
             let mut out = Vec::new();
-            self.fill(&mut out);
+            let behind = self.behind() || self.state.iter().all(|s| s.done);
+            match &mut self.source {
+                Source::Coming(coming) => match std::task::ready!(coming.as_mut().poll(cx)) {
+                    Ok(entered) => self.source = Source::Here(entered),
+                    Err(error) => {
+                        self.ended = true;
+                        self.writer.failed(&mut out, &error);
+                    }
+                },
+                Source::Here(entered) => {
+                    if !behind && entered.ticket.poll_change(cx, &mut self.state).is_pending() {
+                        return Poll::Pending;
+                    }
+                    self.fill(&mut out);
+                }
+            }
             if !out.is_empty() {
                 return Poll::Ready(Some(Ok(Frame::data(Bytes::from(out)))));
             }

@@ -206,8 +206,16 @@ impl EventWriter {
         }
     }
 
-    /// The whole answer as one body.
-    pub fn full(&self, usage: Usage) -> Vec<u8> {
+    /// The end of a stream that failed.
+    pub fn failed(&self, out: &mut Vec<u8>, error: &Value) {
+        match self.meta.form {
+            Form::Chat | Form::Completions => _ = write!(out, "data: {error}\n\ndata: [DONE]\n\n"),
+            Form::Messages | Form::Responses => event(out, "error", error),
+        }
+    }
+
+    /// The whole answer as one body, with `kv_transfer_params` if there are any.
+    pub fn full(&self, usage: Usage, kv_transfer_params: Option<&str>) -> Vec<u8> {
         let m = &self.meta;
         let finish = |s: &SeqMeta| if s.limited { "length" } else { "stop" };
         let usage_value: Value = serde_json::from_str(&usage_json(usage)).unwrap_or_default();
@@ -236,7 +244,12 @@ impl EventWriter {
                 self.response("completed", Some(&text), responses_usage(usage))
             }
         };
-        body.to_string().into_bytes()
+        let mut text = body.to_string().into_bytes();
+        if let Some(params) = kv_transfer_params {
+            text.pop();
+            _ = write!(text, ",\"kv_transfer_params\":{params}}}");
+        }
+        text
     }
 
     fn stop_reason(&self) -> &'static str {

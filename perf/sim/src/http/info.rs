@@ -3,6 +3,7 @@
 use super::body::AnswerBody;
 use super::route::{error, reply, reply_json};
 use crate::engine::Engine;
+use crate::handoff::info as handoff;
 use crate::metrics;
 use crate::options::EngineKind;
 use hyper::{Method, Response, StatusCode};
@@ -20,6 +21,7 @@ pub(crate) fn answer(engine: &Arc<Engine>, path: &str, method: &Method) -> Respo
     let sglang = engine.options.engine == EngineKind::Sglang;
     let get = method == Method::GET || method == Method::HEAD;
     let ok = |v: Value| reply_json(StatusCode::OK, &v);
+    let unknown = || error(engine, None, StatusCode::NOT_FOUND, None, "Not Found");
     match path {
         "/health" | "/ping" => health(engine),
         "/health_generate" | "/health/ready" if get => health(engine),
@@ -32,6 +34,18 @@ pub(crate) fn answer(engine: &Arc<Engine>, path: &str, method: &Method) -> Respo
         "/load" if get && !sglang => ok(json!({"server_load": engine.core().traffic.in_flight})),
         "/kv_event_sources" if get && !sglang && engine.events.is_some() => ok(kv_event_sources(engine)),
         "/server_info" | "/get_server_info" if get && sglang => ok(server_info(engine)),
+        "/server_info" if get => match &engine.handover {
+            Some(handover) => ok(handoff::server_info(engine, handover)),
+            None => unknown(),
+        },
+        "/query" if get => handoff::query(engine).map_or_else(unknown, ok),
+        "/route" if get => match handoff::route(engine) {
+            Some(Some(known)) => ok(known),
+            Some(None) => {
+                reply(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "not all ranks have registered")
+            }
+            None => unknown(),
+        },
         "/model_info" | "/get_model_info" if get && sglang => ok(json!({
             "model_path": engine.options.models[0], "tokenizer_path": engine.options.models[0],
             "is_generation": true, "preferred_sampling_params": null, "weight_version": "default"})),
@@ -40,7 +54,7 @@ pub(crate) fn answer(engine: &Arc<Engine>, path: &str, method: &Method) -> Respo
             engine.clear_cache();
             reply(StatusCode::OK, "text/plain", "")
         }
-        _ => error(engine, None, StatusCode::NOT_FOUND, None, "Not Found"),
+        _ => unknown(),
     }
 }
 
@@ -68,7 +82,9 @@ fn server_info(engine: &Engine) -> Value {
     json!({
         "model_path": o.models[0], "served_model_name": o.models[0], "version": SGLANG_VERSION,
         "host": o.listen.ip().to_string(), "port": o.listen.port(), "page_size": o.block_tokens, "dp_size": 1,
-        "tp_size": 1, "context_length": o.max_model_len, "disaggregation_mode": "null",
+        "tp_size": 1, "context_length": o.max_model_len, "disaggregation_mode": handoff::mode(engine),
+        "disaggregation_bootstrap_port": if engine.handover.is_some() { o.listen.port() } else { 8998 },
+        "disaggregation_transfer_backend": "mooncake",
         "max_running_requests": o.profile.max_running, "chunked_prefill_size": o.profile.token_budget,
         "max_total_num_tokens": max_tokens(engine), "status": if core.traffic.in_flight > 0 { "busy" } else { "ready" },
         "enable_metrics": true, "kv_events": kv_events(engine),

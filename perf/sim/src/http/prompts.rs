@@ -1,12 +1,14 @@
 //! Routes that carry prompts.
 
-use super::body::{AnswerBody, Break, Breaker, TokenStream, cached_of};
+use super::body::{AnswerBody, Break, Breaker, Source, TokenStream, cached_of};
 use super::conn::ConnControl;
 use super::forms::{EventWriter, Form, Meta, SeqMeta, Usage};
-use super::route::{error, reply_json};
-use crate::engine::{Engine, Prepared, Ticket, Visit};
+use super::route::{error, reply_json, stream_error};
+use crate::engine::{Engine, Prepared, SeqState, Visit};
 use crate::faults::Faults;
-use crate::model::{Refused, SeqSpec};
+use crate::handoff::{Entered, Entry, Leg, LegError};
+use crate::model::SeqSpec;
+use crate::options::EngineKind;
 use crate::prompt::{self, Api, Ask};
 use crate::text;
 use bytes::Bytes;
@@ -18,21 +20,32 @@ use std::sync::Arc;
 /// Embedding size where the request names none.
 const DIMENSIONS: u32 = 64;
 
+/// A request on a prompt route.
+pub(crate) struct Call {
+    pub api: Api,
+    pub path: String,
+    pub body: Bytes,
+    pub request_id: Option<String>,
+    /// Its part in a hand-off.
+    pub leg: Result<Leg, LegError>,
+}
+
 /// Answers a request whose body is complete.
 pub(crate) async fn answer(
     engine: &Arc<Engine>,
     conn: &Arc<ConnControl>,
-    api: Api,
-    body: &[u8],
+    call: Call,
     mut visit: Visit,
     faults: Option<&Faults>,
 ) -> Response<AnswerBody> {
+    let api = call.api;
     let refuse = |mut visit: Visit, status: StatusCode, param: Option<&str>, message: &str| {
         visit.complete();
-        engine.core().traffic.refused += 1;
+        // What broke on the way is no refusal.
+        engine.core().traffic.refused += u64::from(status != StatusCode::INTERNAL_SERVER_ERROR);
         error(engine, Some(api), status, param, message)
     };
-    let ask = match prompt::parse_with(api, body, engine.tokeniser.as_ref()) {
+    let mut ask = match prompt::parse_with(api, &call.body, engine.tokeniser.as_ref()) {
         Ok(a) => a,
         Err(e) => return refuse(visit, StatusCode::BAD_REQUEST, e.param, &e.message),
     };
@@ -51,28 +64,81 @@ pub(crate) async fn answer(
         }
         _ => {}
     }
-    let work = match Work::new(engine, api, &ask, &model) {
+    let failed = |visit: Visit, e: LegError| {
+        let param = (e.status == StatusCode::BAD_REQUEST).then_some("messages");
+        let mut r = refuse(visit, e.status, param, &e.message);
+        if e.status == StatusCode::SERVICE_UNAVAILABLE {
+            r.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        r
+    };
+    let leg = match call.leg {
+        Ok(leg) => leg,
+        Err(e) => return refuse(visit, e.status, None, &e.message),
+    };
+    let sglang = engine.options.engine == EngineKind::Sglang;
+    if sglang && matches!(leg, Leg::Prefill(_)) {
+        // The engine ends a prefill leg after its first token, whatever was asked.
+        ask.max_tokens = Some(1);
+    }
+    let mut work = match Work::new(engine, api, &ask, &model) {
         Ok(w) => w,
         Err(message) => return refuse(visit, StatusCode::BAD_REQUEST, Some("messages"), &message),
     };
-    let ticket = match engine.submit(&work.specs) {
-        Ok(t) => t,
-        Err(e @ Refused::TooLarge { .. }) => {
-            return refuse(visit, StatusCode::BAD_REQUEST, Some("messages"), &e.to_string());
-        }
-        Err(e @ Refused::QueueFull { .. }) => {
-            let mut r = refuse(visit, StatusCode::SERVICE_UNAVAILABLE, None, &e.to_string());
-            r.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
-            return r;
+    let entry = Entry {
+        specs: std::mem::take(&mut work.specs),
+        seeds: work.metas.iter().map(|m| m.seed).collect(),
+        body: call.body,
+        path: call.path,
+        request_id: call.request_id,
+    };
+    let (streams, waits, hands) =
+        (api.generates() && ask.stream, leg.waits(), matches!(leg, Leg::Prefill(_)));
+    let entering = leg.enter(Arc::clone(engine), entry);
+    // vLLM sends the head of a stream at once, SGLang with its first event.
+    let source = if streams && waits && !sglang {
+        let engine = Arc::clone(engine);
+        let told = move |e: LegError| stream_error(&engine, api, e.status, &e.message);
+        Source::Coming(Box::pin(async move { entering.await.map_err(told) }))
+    } else {
+        match entering.await {
+            Ok(entered) => Source::Here(entered),
+            Err(e) if streams && waits => {
+                let error = stream_error(engine, api, e.status, &e.message);
+                Source::Coming(Box::pin(std::future::ready(Err(error))))
+            }
+            Err(e) => return failed(visit, e),
         }
     };
-    if api.generates() {
-        generate(engine, conn, api, ask, model, work, ticket, visit, faults).await
-    } else {
-        let state = ticket.finished().await;
-        let usage = Usage { prompt: work.prompt_tokens, cached: cached_of(&state, 1), completion: 0 };
-        let bytes = Bytes::from(ranked(engine, api, &ask, &model, &work, usage).to_string());
-        whole(bytes, conn, visit, faults)
+    let answer = Answer { engine, conn, visit, faults, api, ask: &ask, model: &model, work };
+    match source {
+        Source::Here(mut entered) if !streams || (sglang && hands) => {
+            let state = match ended(&mut entered, sglang && hands).await {
+                Ok(state) => state,
+                Err(e) => return failed(answer.visit, e),
+            };
+            let params = entered.after.finished();
+            if sglang && hands {
+                let after = std::mem::take(&mut entered.after);
+                if let Err(e) = after.handed().await {
+                    return failed(answer.visit, e);
+                }
+            }
+            match (streams, api.generates()) {
+                (true, _) => answer.stream(Source::Here(entered), Some(state)),
+                (false, true) => answer.complete(&state, params.as_deref()),
+                (false, false) => answer.ranked(&state),
+            }
+        }
+        source => answer.stream(source, None),
+    }
+}
+
+/// Waits for the end of all sequences; with `watch`, gives up when what they are computed for is gone.
+async fn ended(entered: &mut Entered, watch: bool) -> Result<Vec<SeqState>, LegError> {
+    tokio::select! {
+        state = entered.ticket.finished() => Ok(state),
+        broken = entered.after.broken(), if watch => Err(broken),
     }
 }
 
@@ -131,51 +197,74 @@ impl Work {
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "everything that one answer is made of, used once")]
-async fn generate(
-    engine: &Arc<Engine>,
-    conn: &Arc<ConnControl>,
-    api: Api,
-    ask: Ask,
-    model: String,
-    work: Work,
-    ticket: Ticket,
+/// All that one answer is made of.
+struct Answer<'a> {
+    engine: &'a Arc<Engine>,
+    conn: &'a Arc<ConnControl>,
     visit: Visit,
-    faults: Option<&Faults>,
-) -> Response<AnswerBody> {
-    let meta = Meta {
-        form: match api {
-            Api::Completions => Form::Completions,
-            Api::Responses => Form::Responses,
-            Api::Messages => Form::Messages,
-            _ => Form::Chat,
-        },
-        id: engine.new_id(),
-        created: engine.unix_now(),
-        model_json: Value::from(model.as_str()).to_string(),
-        model,
-        seqs: work.metas,
-        include_usage: ask.include_usage,
-        continuous_usage: ask.continuous_usage,
-        max_tokens: ask.max_tokens,
-    };
-    let per_prompt = ask.n.max(1) as usize;
-    let writer = EventWriter::new(meta);
-    if ask.stream {
-        let stream =
-            TokenStream::new(writer, ticket, visit, Arc::clone(conn), work.prompt_tokens, per_prompt, faults);
+    faults: Option<&'a Faults>,
+    api: Api,
+    ask: &'a Ask,
+    model: &'a str,
+    work: Work,
+}
+
+impl Answer<'_> {
+    fn writer(&mut self) -> EventWriter {
+        EventWriter::new(Meta {
+            form: match self.api {
+                Api::Completions => Form::Completions,
+                Api::Responses => Form::Responses,
+                Api::Messages => Form::Messages,
+                _ => Form::Chat,
+            },
+            id: self.engine.new_id(),
+            created: self.engine.unix_now(),
+            model_json: Value::from(self.model).to_string(),
+            model: self.model.to_owned(),
+            seqs: std::mem::take(&mut self.work.metas),
+            include_usage: self.ask.include_usage,
+            continuous_usage: self.ask.continuous_usage,
+            max_tokens: self.ask.max_tokens,
+        })
+    }
+
+    fn per_prompt(&self) -> usize {
+        self.ask.n.max(1) as usize
+    }
+
+    /// As a stream, which begins at `state` where there is one.
+    fn stream(mut self, source: Source, state: Option<Vec<SeqState>>) -> Response<AnswerBody> {
+        let (writer, per_prompt) = (self.writer(), self.per_prompt());
+        let conn = Arc::clone(self.conn);
+        let prompt = self.work.prompt_tokens;
+        let mut stream = TokenStream::new(writer, source, self.visit, conn, prompt, per_prompt, self.faults);
+        if let Some(state) = state {
+            stream = stream.from(state);
+        }
         let mut r = Response::new(AnswerBody::Stream(Box::new(stream)));
         r.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
         r.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-        return r;
+        r
     }
-    let state = ticket.finished().await;
-    let usage = Usage {
-        prompt: work.prompt_tokens,
-        cached: cached_of(&state, per_prompt),
-        completion: state.iter().map(|s| s.emitted).sum(),
-    };
-    whole(Bytes::from(writer.full(usage)), conn, visit, faults)
+
+    /// In one piece, with `kv_transfer_params` if there are any.
+    fn complete(mut self, state: &[SeqState], params: Option<&str>) -> Response<AnswerBody> {
+        let usage = Usage {
+            prompt: self.work.prompt_tokens,
+            cached: cached_of(state, self.per_prompt()),
+            completion: state.iter().map(|s| s.emitted).sum(),
+        };
+        let bytes = self.writer().full(usage, params);
+        whole(Bytes::from(bytes), self.conn, self.visit, self.faults)
+    }
+
+    /// Of the routes that only read.
+    fn ranked(self, state: &[SeqState]) -> Response<AnswerBody> {
+        let usage = Usage { prompt: self.work.prompt_tokens, cached: cached_of(state, 1), completion: 0 };
+        let said = ranked(self.engine, self.api, self.ask, self.model, &self.work, usage);
+        whole(Bytes::from(said.to_string()), self.conn, self.visit, self.faults)
+    }
 }
 
 /// A body in one piece, or the first half of it where the request met a fault.

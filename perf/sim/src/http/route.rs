@@ -5,6 +5,7 @@ use super::conn::ConnControl;
 use super::{control, info, prompts};
 use crate::engine::{Engine, LastRequest, Visit};
 use crate::faults::{Faults, Garbage};
+use crate::handoff::leg;
 use crate::options::EngineKind;
 use crate::prompt::Api;
 use bytes::Bytes;
@@ -12,7 +13,7 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, Response, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::io;
 use std::sync::Arc;
 
@@ -43,6 +44,17 @@ pub(crate) fn error(
     param: Option<&str>,
     message: &str,
 ) -> Response<AnswerBody> {
+    reply_json(status, &error_body(engine, api, status, param, message))
+}
+
+/// The body of an error.
+fn error_body(
+    engine: &Engine,
+    api: Option<Api>,
+    status: StatusCode,
+    param: Option<&str>,
+    message: &str,
+) -> Value {
     let code = status.as_u16();
     if api.is_some_and(Api::is_anthropic) {
         let kind = match code {
@@ -53,7 +65,7 @@ pub(crate) fn error(
             503 | 529 => "overloaded_error",
             _ => "api_error",
         };
-        return reply_json(status, &json!({"type": "error", "error": {"type": kind, "message": message}}));
+        return json!({"type": "error", "error": {"type": kind, "message": message}});
     }
     let kind = match code {
         400 => "BadRequestError",
@@ -63,15 +75,20 @@ pub(crate) fn error(
         503 => "ServiceUnavailableError",
         _ => "InternalServerError",
     };
-    let body = match engine.options.engine {
+    match engine.options.engine {
         EngineKind::Vllm => {
             json!({"error": {"message": message, "type": kind, "param": param, "code": code}})
         }
         EngineKind::Sglang => {
             json!({"object": "error", "message": message, "type": kind, "param": param, "code": code})
         }
-    };
-    reply_json(status, &body)
+    }
+}
+
+/// The event that ends a stream whose request failed after its head was sent.
+pub(crate) fn stream_error(engine: &Engine, api: Api, status: StatusCode, message: &str) -> Value {
+    let body = error_body(engine, Some(api), status, None, message);
+    if body.get("error").is_some() { body } else { json!({"error": body}) }
 }
 
 /// Answers one request.
@@ -106,7 +123,7 @@ async fn on_info(
 ) -> Answer {
     let faults = {
         let mut core = engine.core();
-        if core.faults.everywhere { core.faults.take() } else { None }
+        if core.faults.everywhere { core.faults.take(None) } else { None }
     };
     if let Some(f) = &faults
         && let Some(broken) = before_answer(engine, conn, None, f).await?
@@ -175,6 +192,7 @@ async fn on_prompt(
             return Err(io::Error::other(e));
         }
     };
+    let (kind, leg) = leg::read(engine, &head.headers, api, &body);
     let faults = {
         let mut core = engine.core();
         *core.traffic.by_route.entry(route_name(api)).or_default() += 1;
@@ -188,7 +206,7 @@ async fn on_prompt(
                 .collect(),
             body: body.clone(),
         });
-        core.faults.take()
+        core.faults.take(kind)
     };
     if let Some(f) = &faults
         && let Some(broken) = before_answer(engine, conn, Some(api), f).await?
@@ -212,7 +230,9 @@ async fn on_prompt(
             "the engine is not ready",
         ));
     }
-    let r = prompts::answer(engine, conn, api, &body, visit, faults.as_ref()).await;
+    let request_id = head.headers.get("x-request-id").and_then(|v| v.to_str().ok()).map(str::to_owned);
+    let call = prompts::Call { api, path: path.to_owned(), body, request_id, leg };
+    let r = prompts::answer(engine, conn, call, visit, faults.as_ref()).await;
     if r.status().is_client_error() {
         tracing::debug!(path, status = r.status().as_u16(), "refused");
     }
