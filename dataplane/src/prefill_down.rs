@@ -53,7 +53,8 @@ impl PrefillDown {
 
     fn down(&self, model: &Arc<str>, now_us: u64) {
         // An entry, once it has its model, keeps it; whoever loses the race for a free one takes it or the next.
-        let Some(entry) = self.entries.iter().find(|entry| entry.model.get_or_init(|| model.clone()) == model)
+        let Some(entry) =
+            self.entries.iter().find(|entry| entry.model.get_or_init(|| model.clone()) == model)
         else {
             return;
         };

@@ -8,7 +8,7 @@
 
 mod common;
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -85,7 +85,9 @@ fn fails(how: &'static str) -> Engine {
             Then::Close
         }
         "body" => {
-            conn.send("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{\"a\":");
+            conn.send(
+                "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{\"a\":",
+            );
             Then::Reset
         }
         other => panic!("{other}"),
@@ -117,7 +119,8 @@ fn ask() -> String {
 }
 
 /// The text that `ask` sends.
-const BODY: &str = r#"{"model":"m","stream":true,"max_tokens":5,"messages":[{"role":"user","content":"hi"}]}"#;
+const BODY: &str =
+    r#"{"model":"m","stream":true,"max_tokens":5,"messages":[{"role":"user","content":"hi"}]}"#;
 
 fn outcomes(rig: &Rig, outcome: &str) -> f64 {
     rig.metric("fairlead_handoffs_total", &[&format!("outcome=\"{outcome}\"")])
@@ -132,8 +135,7 @@ fn await_outcome(rig: &Rig, outcome: &str, count: f64) {
 fn one_leg_follows_the_other_and_the_client_sees_one_answer() {
     on_each_driver(|driver| {
         let (prefill, decode) = (prefiller(), decoder());
-        let rig =
-            rig(driver, vec![p("p", &prefill, Handoff::NixlPull), d("d", &decode, Handoff::NixlPull)]);
+        let rig = rig(driver, vec![p("p", &prefill, Handoff::NixlPull), d("d", &decode, Handoff::NixlPull)]);
         let mut client = rig.client();
         for round in 1..=3 {
             client.send(ask().replace("Host: t", "Host: t\r\nX-Request-Id: mine\r\nAccept-Encoding: gzip"));
@@ -189,13 +191,11 @@ fn the_prefill_side_is_released_at_the_hand_off() {
             answer(conn, request);
             Then::Keep
         });
-        let rig =
-            rig(driver, vec![p("p", &prefill, Handoff::NixlPull), d("d", &decode, Handoff::NixlPull)]);
+        let rig = rig(driver, vec![p("p", &prefill, Handoff::NixlPull), d("d", &decode, Handoff::NixlPull)]);
         let in_flight = || {
             let table = rig.gateway.shared().fleet.table_full();
-            [0, 1].map(|slot: usize| {
-                table.entries[slot].as_ref().unwrap().cells.counters.in_flight().requests
-            })
+            [0, 1]
+                .map(|slot: usize| table.entries[slot].as_ref().unwrap().cells.counters.in_flight().requests)
         };
         let mut client = rig.client();
         client.send(ask());
@@ -257,8 +257,7 @@ fn a_client_that_leaves_ends_both_legs() {
         };
         // While the prompt is computed; the decode side never hears of it.
         let (prefill, decode) = (wait(), decoder());
-        let rig1 =
-            rig(driver, vec![p("p", &prefill, Handoff::NixlPull), d("d", &decode, Handoff::NixlPull)]);
+        let rig1 = rig(driver, vec![p("p", &prefill, Handoff::NixlPull), d("d", &decode, Handoff::NixlPull)]);
         let mut client = rig1.client();
         client.send(ask());
         prefill.await_requests(1);
@@ -270,8 +269,7 @@ fn a_client_that_leaves_ends_both_legs() {
 
         // Between the legs.
         let (prefill, decode) = (prefiller(), wait());
-        let rig2 =
-            rig(driver, vec![p("p", &prefill, Handoff::NixlPull), d("d", &decode, Handoff::NixlPull)]);
+        let rig2 = rig(driver, vec![p("p", &prefill, Handoff::NixlPull), d("d", &decode, Handoff::NixlPull)]);
         let mut client = rig2.client();
         client.send(ask());
         decode.await_requests(1);
@@ -318,18 +316,21 @@ fn a_prefill_side_that_fails_is_replaced_and_its_sibling_cancelled_at_once() {
         for handoff in [Handoff::NixlPull, Handoff::Sglang] {
             for how in ["reset", "close", "head", "body"] {
                 let (bad, good) = (fails(how), prefiller());
-                // The first waits for KV that does not come; whoever comes later gets some.
-                let served = Arc::new(AtomicUsize::new(0));
-                let count = served.clone();
+                // Waits for KV that does not come.
                 let decode = Engine::start(move |conn, request| {
-                    if handoff == Handoff::Sglang && count.fetch_add(1, Ordering::SeqCst) == 0 {
+                    if body(request).contains(r#""bootstrap_host":"bad""#) {
                         conn.wait_closed();
                         return Then::Close;
                     }
                     answer(conn, request);
                     Then::Keep
                 });
-                let rig = rig(driver, vec![p("bad", &bad, handoff), d("d", &decode, handoff)]);
+                let at = |mut info: InstanceInfo| {
+                    let bootstrap = format!("{}:1", info.name);
+                    info.transfer.as_mut().unwrap().bootstrap = Some(bootstrap);
+                    info
+                };
+                let rig = rig(driver, vec![at(p("bad", &bad, handoff)), d("d", &decode, handoff)]);
                 // With no other pair, and for SGLang nobody to serve it whole, the client hears of it.
                 let began = Instant::now();
                 let answer = rig.ask(ask());
@@ -340,9 +341,11 @@ fn a_prefill_side_that_fails_is_replaced_and_its_sibling_cancelled_at_once() {
                 rig.assert_settled();
                 drop(rig);
 
-                served.store(0, Ordering::SeqCst);
-                let instances =
-                    vec![p("bad", &bad, handoff), p("good", &good, handoff), d("d", &decode, handoff)];
+                let instances = vec![
+                    at(p("bad", &bad, handoff)),
+                    at(p("good", &good, handoff)),
+                    d("d", &decode, handoff),
+                ];
                 let rig = Rig::of(driver, instances, |options| {
                     options.routing.policy = "round-robin".into();
                 });
@@ -385,8 +388,7 @@ fn a_decode_side_that_fails_is_replaced() {
 fn a_dead_prefill_side_is_excluded_and_told() {
     on_each_driver(|driver| {
         let (prefill, decode) = (prefiller(), decoder());
-        let rig =
-            rig(driver, vec![p("p", &prefill, Handoff::NixlPull), d("d", &decode, Handoff::NixlPull)]);
+        let rig = rig(driver, vec![p("p", &prefill, Handoff::NixlPull), d("d", &decode, Handoff::NixlPull)]);
         prefill.kill();
         for _ in 0..4 {
             let answer = rig.ask(ask());
@@ -421,7 +423,10 @@ fn what_the_prefill_side_says_of_a_request_is_passed_on() {
                 for _ in 0..2 {
                     client.send(ask());
                     let answer = client.answer();
-                    assert_eq!((answer.status.to_string().as_str(), answer.text()), (&status[..3], "its words"));
+                    assert_eq!(
+                        (answer.status.to_string().as_str(), answer.text()),
+                        (&status[..3], "its words")
+                    );
                     assert_eq!(answer.header("content-type"), Some("text/plain"));
                     assert_eq!(answer.header("retry-after"), Some("7"));
                     assert_eq!(answer.header("x-fairlead-prefill-instance"), Some("p"));
@@ -596,25 +601,27 @@ fn legs_that_hang_are_ended_by_the_deadline() {
         };
         for handoff in [Handoff::NixlPull, Handoff::Sglang] {
             let (bad, good) = (hang(), prefiller());
-            let first = AtomicBool::new(handoff == Handoff::Sglang);
             let decode = Engine::start(move |conn, request| {
-                if first.swap(false, Ordering::SeqCst) {
+                if body(request).contains(r#""bootstrap_host":"bad""#) {
                     conn.wait_closed();
                     return Then::Close;
                 }
                 answer(conn, request);
                 Then::Keep
             });
-            let instances =
+            let mut instances =
                 vec![p("bad", &bad, handoff), p("good", &good, handoff), d("d", &decode, handoff)];
-            let rig = Rig::of(driver, instances, patient(Duration::from_millis(150)));
+            instances[0].transfer.as_mut().unwrap().bootstrap = Some("bad:1".into());
+            let rig = Rig::of(driver, instances, |options| {
+                options.timeouts.prefill = Duration::from_millis(150);
+                options.routing.policy = "round-robin".into();
+            });
             let answers: Vec<_> = (0..3).map(|_| rig.ask(ask())).collect();
             assert!(answers.iter().all(|answer| answer.status == 200), "{handoff:?} {answers:?}");
-            if bad.requests() > 0 {
-                assert_eq!(outcomes(&rig, "prefill_failed"), bad.requests() as f64);
-                assert!(rig.metric("fairlead_retries_total", &["prefill_timeout"]) >= 1.0);
-                bad.await_closed(bad.requests());
-            }
+            assert!(bad.requests() > 0);
+            assert_eq!(outcomes(&rig, "prefill_failed"), bad.requests() as f64);
+            assert!(rig.metric("fairlead_retries_total", &["prefill_timeout"]) >= 1.0);
+            bad.await_closed(bad.requests());
             rig.assert_settled();
         }
         // The decode side hangs, having got all it needs.

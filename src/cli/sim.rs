@@ -316,7 +316,9 @@ impl UpSimArgs {
             return Err(anyhow!("--sim-pd {prefill}:{decode} needs more engines than --sim {engines}"));
         }
         if handoff == Handoff::Sglang && prefill + decode < engines {
-            return Err(anyhow!("--sim-handoff sglang: --sim-pd must give each of the {engines} engines a role"));
+            return Err(anyhow!(
+                "--sim-handoff sglang: --sim-pd must give each of the {engines} engines a role"
+            ));
         }
         let role = match number {
             n if n < prefill => ServingRole::Prefill,
@@ -354,7 +356,10 @@ pub fn run(args: SimArgs) -> anyhow::Result<ExitCode> {
             addr.map(|addr| format!(" {name}=tcp://{addr}")).unwrap_or_default()
         };
         let events = told("kv_events", sim.kv_events_addr()) + &told("kv_replay", sim.kv_replay_addr());
-        out::line(format_args!("ready: http://{} models={models}{events}{part} simulated engine", sim.addr()));
+        out::line(format_args!(
+            "ready: http://{} models={models}{events}{part} simulated engine",
+            sim.addr()
+        ));
         stop.recv().await;
         sim.shutdown();
         Ok(ExitCode::SUCCESS)

@@ -86,9 +86,16 @@ pub struct Deal {
 enum Way {
     Room(Room),
     /// The decode leg gets what the prefill leg's answer tells.
-    Relayed { prefill: Bytes, mori: bool },
+    Relayed {
+        prefill: Bytes,
+        mori: bool,
+    },
     /// What both legs say is known beforehand.
-    Known { prefill: Bytes, decode: Bytes, mori: bool },
+    Known {
+        prefill: Bytes,
+        decode: Bytes,
+        mori: bool,
+    },
     /// Nothing is said but the id.
     Unsaid,
     /// `host:port` of the prefill engine.

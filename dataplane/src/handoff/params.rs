@@ -1,8 +1,8 @@
 //! The JSON that vLLM's connectors get in `kv_transfer_params`, and what is read of theirs.
 
 use bytes::Bytes;
-use fairlead_openai::splice::{member_in, object_of};
 use fairlead_openai::Span;
+use fairlead_openai::splice::{member_in, object_of};
 use fairlead_routing::TargetEntry;
 use fairlead_wire::msg::Transfer;
 
@@ -31,7 +31,8 @@ pub(super) fn mooncake(
     transfer: &Transfer,
     id: RequestId,
 ) -> Result<(Bytes, Bytes), &'static str> {
-    let bootstrap = transfer.bootstrap.as_deref().ok_or("the prefill target's bootstrap server is not known")?;
+    let bootstrap =
+        transfer.bootstrap.as_deref().ok_or("the prefill target's bootstrap server is not known")?;
     let engine = transfer.engine_ids.get(usize::from(prefill.rank)).filter(|engine| !engine.is_empty());
     let engine = text(engine.ok_or("the prefill target's engine id is not known")?);
     let (address, id) = (text(&format!("http://{bootstrap}")), uuid(id));
@@ -61,7 +62,9 @@ pub(super) fn mori_decode(prefill: &TargetEntry, transfer: &Transfer, id: Reques
         && let Ok(port) = port.parse::<u16>()
     {
         let host = text(host);
-        out.push_str(&format!(r#","remote_host":{host},"remote_port":{port},"remote_handshake_port":{port}"#));
+        out.push_str(&format!(
+            r#","remote_host":{host},"remote_port":{port},"remote_handshake_port":{port}"#
+        ));
         if let Some(notify) = transfer.peer_port {
             out.push_str(&format!(r#","remote_notify_port":{notify}"#));
         }

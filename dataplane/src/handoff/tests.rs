@@ -80,9 +80,14 @@ fn sglang_tells_a_room_in_headers_or_in_the_body() {
     let (p, _) = of("0.5.20", 2, 4, Some("boot:9000"));
     let number: u64 = p.add[2].1.parse().unwrap();
     assert_eq!((number % 4, p.add[3].0, p.add[3].1.as_str()), (2, "x-override-disagg-prefill-dp-rank", "2"));
-    for (version, yes) in
-        [("", false), ("v0.5.16", true), ("0.5.15.post1", true), ("0.6", true), ("1.0.0", true), ("0.4.99", false)]
-    {
+    for (version, yes) in [
+        ("", false),
+        ("v0.5.16", true),
+        ("0.5.15.post1", true),
+        ("0.6", true),
+        ("1.0.0", true),
+        ("0.4.99", false),
+    ] {
         assert_eq!(reads_headers(version), yes, "{version}");
     }
 }
@@ -106,7 +111,8 @@ fn nixl_relays_what_the_prefill_leg_was_told() {
         assert!(p.id.is_some() && p.id == d.id);
         assert!(deal.decode_leg(&request(&body), None).is_none());
     }
-    for nothing in [r#"{"kv_transfer_params":null}"#, "{}", "[]", "", r#"{"kv_transfer_params":{}"#, "<html>"] {
+    for nothing in [r#"{"kv_transfer_params":null}"#, "{}", "[]", "", r#"{"kv_transfer_params":{}"#, "<html>"]
+    {
         assert_eq!(told(&Bytes::from(nothing)), None, "{nothing}");
     }
 }
@@ -172,10 +178,14 @@ fn mori_and_p2p_name_both_sockets_in_the_id() {
     let body = Bytes::from(BODY);
     let side = |name: &str, handoff, notify| {
         let peer = format!("{name}.kv:21001");
-        target(name, 0, with(handoff, |transfer| {
-            transfer.peer = Some(peer);
-            transfer.peer_port = notify;
-        }))
+        target(
+            name,
+            0,
+            with(handoff, |transfer| {
+                transfer.peer = Some(peer);
+                transfer.peer_port = notify;
+            }),
+        )
     };
     let id = fresh().id;
     let id = id.as_str();
@@ -216,7 +226,8 @@ fn mori_and_p2p_name_both_sockets_in_the_id() {
 fn stores_and_sidecars_get_the_clients_own_request() {
     let body = Bytes::from(BODY);
     let side = |name: &str, handoff| target(name, 0, with(handoff, |_| {}));
-    let deal = Deal::new(&side("p", Handoff::SharedStore), &side("d", Handoff::SharedStore), &fresh()).unwrap();
+    let deal =
+        Deal::new(&side("p", Handoff::SharedStore), &side("d", Handoff::SharedStore), &fresh()).unwrap();
     assert_eq!((deal.order(), deal.wants_told()), (Order::Sequential, false));
     let p = deal.prefill_leg(&request(&body)).unwrap();
     assert_eq!(text(&p), format!("{{{PREFILL}"));
@@ -227,7 +238,10 @@ fn stores_and_sidecars_get_the_clients_own_request() {
     assert_eq!(deal.order(), Order::DecodeOnly);
     assert!(deal.prefill_leg(&request(&body)).is_none());
     let d = deal.decode_leg(&request(&body), None).unwrap();
-    assert_eq!((text(&d).as_str(), lines(&d)), (BODY, vec!["x-prefiller-host-port: p.local:8000".to_owned()]));
+    assert_eq!(
+        (text(&d).as_str(), lines(&d)),
+        (BODY, vec!["x-prefiller-host-port: p.local:8000".to_owned()])
+    );
     assert_eq!(d.id, None);
 
     assert!(Deal::new(&side("p", Handoff::LmcachePd), &side("d", Handoff::LmcachePd), &fresh()).is_err());

@@ -123,9 +123,8 @@ mod tests {
         use monoio::buf::IoVecBuf;
         let parts = [&b"abc"[..], b"", b"d", b"efgh"].map(Bytes::from_static);
         let mut pieces = Pieces::new(parts.to_vec());
-        let lengths = |pieces: &Pieces| {
-            pieces.iov[pieces.done..].iter().map(|entry| entry.iov_len).collect::<Vec<_>>()
-        };
+        let lengths =
+            |pieces: &Pieces| pieces.iov[pieces.done..].iter().map(|entry| entry.iov_len).collect::<Vec<_>>();
         assert_eq!(lengths(&pieces), [3, 1, 4]);
         pieces.advance(2);
         assert_eq!(lengths(&pieces), [1, 1, 4]);

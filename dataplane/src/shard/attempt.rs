@@ -173,7 +173,8 @@ impl<R: Runtime> Attempts<'_, R> {
         let mut answer = self.shard.answers.borrow_mut().pop().unwrap_or_default();
         let hold = self.shard.options.timeouts.head_hold;
         let sent_us = split.map_or_else(R::now_us, Split::began_us);
-        let exchanged = exchange::<R, _, _, _, _>(&socket, &mut reads, write, &mut answer, self.client.watch, hold);
+        let exchanged =
+            exchange::<R, _, _, _, _>(&socket, &mut reads, write, &mut answer, self.client.watch, hold);
         let exchanged = speed::presuming::<R, _>(&self.prompt, &mut plan, prefill, exchanged).await;
         let (head, rest, sent) = match exchanged {
             Exchanged::Answer { head, rest, sent } => (head, rest, sent),

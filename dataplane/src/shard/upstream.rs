@@ -253,7 +253,15 @@ where
             }
             Parsed::Done(len) => {
                 let head = buf.split_to(len).freeze();
-                return await_body::<R, _, _, _>(socket, reads, Part { head, rest: buf, sent }, answer, asker, hold).await;
+                return await_body::<R, _, _, _>(
+                    socket,
+                    reads,
+                    Part { head, rest: buf, sent },
+                    answer,
+                    asker,
+                    hold,
+                )
+                .await;
             }
         }
     }

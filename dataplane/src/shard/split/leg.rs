@@ -15,13 +15,11 @@ use bytes::{Bytes, BytesMut};
 use fairlead_openai::{Usage, usage_of_json};
 use fairlead_routing::{Reservation, TargetEntry};
 
+use super::super::Shard;
 use super::super::answer::PassedOn;
 use super::super::deadlines::Guard;
 use super::super::speed;
-use super::super::upstream::{
-    Cause, Exchanged, Patient, READ_SMALL, ReadResult, Reads, acquire, exchange,
-};
-use super::super::Shard;
+use super::super::upstream::{Cause, Exchanged, Patient, READ_SMALL, ReadResult, Reads, acquire, exchange};
 use crate::http::{BodyReader, ResponseHead};
 use crate::runtime::{Direction, Either, Notify, Runtime, Stream as _, either};
 

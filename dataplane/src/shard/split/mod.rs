@@ -84,7 +84,11 @@ pub struct Split<R: Runtime> {
 
 impl<R: Runtime> Drop for Split<R> {
     fn drop(&mut self) {
-        if self.ended_well.get() { self.leg.finish() } else { self.leg.give_up() }
+        if self.ended_well.get() {
+            self.leg.finish()
+        } else {
+            self.leg.give_up()
+        }
         self.shard.metrics.handed_over(self.handoff, self.outcome.get());
     }
 }
@@ -293,7 +297,9 @@ impl<R: Runtime> Attempts<'_, R> {
             *split.line.borrow_mut() = Some(Line::new(self.shard, upstream.socket.clone(), deadline));
             let write = upstream.socket.write_pieces(self.pieces.clone());
             match self.try_on(upstream.socket, write, plan, expected, Some(&split)).await {
-                Tried::Ended(Attempt::Failed(Failed { cause, .. })) => return self.decode_failed(&split, cause),
+                Tried::Ended(Attempt::Failed(Failed { cause, .. })) => {
+                    return self.decode_failed(&split, cause);
+                }
                 Tried::Ended(Attempt::Elsewhere(next)) => {
                     split.outcome.set("decode_failed");
                     self.prefilled |= matches!(split.leg.take_end(), Some(End::Done(_)));
@@ -416,8 +422,7 @@ impl<R: Runtime> Attempts<'_, R> {
     /// A leg as it goes out.
     fn leg(&self, target: &TargetEntry, leg: Leg, plain: bool) -> Vec<Bytes> {
         let Leg { add, id, body } = leg;
-        let head =
-            self.head_for(&HeadOf { target, length: body.len(), add: &add, id: id.as_deref(), plain });
+        let head = self.head_for(&HeadOf { target, length: body.len(), add: &add, id: id.as_deref(), plain });
         let mut pieces = vec![Bytes::from(head)];
         pieces.extend(body.into_pieces());
         pieces
