@@ -118,7 +118,7 @@ fn ask() -> String {
     stream("/v1/chat/completions")
 }
 
-/// The text that `ask` sends.
+/// The text that [`ask`] sends.
 const BODY: &str =
     r#"{"model":"m","stream":true,"max_tokens":5,"messages":[{"role":"user","content":"hi"}]}"#;
 
@@ -390,6 +390,7 @@ fn a_dead_prefill_side_is_excluded_and_told() {
         let (prefill, decode) = (prefiller(), decoder());
         let rig = rig(driver, vec![p("p", &prefill, Handoff::NixlPull), d("d", &decode, Handoff::NixlPull)]);
         prefill.kill();
+        eventually("it is gone", || std::net::TcpStream::connect(prefill.addr).is_err());
         for _ in 0..4 {
             let answer = rig.ask(ask());
             assert_eq!(answer.status, 200);
@@ -480,14 +481,21 @@ fn a_refused_hand_off_is_served_where_it_was_refused() {
             (Handoff::NixlPull, "500 Internal Server Error"),
             (Handoff::NixlPull, "400 Bad Request"),
             (Handoff::SharedStore, "502 Bad Gateway"),
+            // A stream is an answer before it is known how it goes.
+            (Handoff::NixlPull, "an event"),
         ] {
             let prefill = prefiller();
             let first = AtomicBool::new(true);
             let decode = Engine::start(move |conn, request| {
-                if first.swap(false, Ordering::SeqCst) {
-                    conn.status(status, "no such blocks");
-                } else {
+                if !first.swap(false, Ordering::SeqCst) {
                     answer(conn, request);
+                } else if status == "an event" {
+                    conn.sse_head();
+                    conn.chunk("data: {\"error\":{\"message\":\"no such blocks\"}}\n\n");
+                    conn.chunk("data: [DONE]\n\n");
+                    conn.last_chunk();
+                } else {
+                    conn.status(status, "no such blocks");
                 }
                 Then::Keep
             });

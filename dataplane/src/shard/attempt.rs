@@ -11,7 +11,7 @@ use fairlead_routing::{Plan, TargetEntry};
 
 use super::forward::{Attempts, Outcome};
 use super::observe;
-use super::relay::{ClientSide, Ended, Observer, Stream};
+use super::relay::{ClientSide, Ended, Observer, Stream, begins_with_failure};
 use super::speed::{self, Went};
 use super::split::Split;
 use super::upstream::{
@@ -31,8 +31,8 @@ pub enum Attempt {
     Done(Outcome),
     /// Other targets may be tried, or the request fails.
     Failed(Failed),
-    /// The engine is busy and another target was found: go on there.
-    Elsewhere(Box<Plan>),
+    /// For this cause it was not served, and other targets were found: go on there.
+    Elsewhere(Box<Plan>, Cause),
 }
 
 /// Why an attempt failed.
@@ -190,16 +190,16 @@ impl<R: Runtime> Attempts<'_, R> {
         };
         let status = answer.status().as_u16();
         if let Some(split) = split
-            && split.is_refused_by(status, plan.target())
+            && (split.is_refused_by(status, plan.target()) || begins_with_failure(&answer, &rest))
         {
             socket.shutdown(Direction::Both);
             return Tried::Refused(Box::new(plan));
         }
         if status == 503
-            && let Some(next) = self.elsewhere(plan.target())
+            && let Some(next) = self.elsewhere(&[plan.target()])
         {
             socket.shutdown(Direction::Both);
-            return Tried::Ended(Attempt::Elsewhere(Box::new(next)));
+            return Tried::Ended(Attempt::Elsewhere(Box::new(next), Cause::Busy));
         }
         let begun = Begun { answer, head, rest, sent, sent_us };
         Tried::Ended(Attempt::Done(self.relay(&socket, &mut reads, begun, plan, split).await))
@@ -305,12 +305,13 @@ impl<R: Runtime> Attempts<'_, R> {
         }
     }
 
-    /// A target that may serve what `busy` has no room for. Its load is reserved at once.
-    pub(super) fn elsewhere(&mut self, busy: &Arc<TargetEntry>) -> Option<Plan> {
-        self.tried.push(busy.clone());
+    /// Targets that may serve what these did not. Their load is reserved at once.
+    pub(super) fn elsewhere(&mut self, than: &[&Arc<TargetEntry>]) -> Option<Plan> {
+        let before = self.tried.len();
+        self.tried.extend(than.iter().map(|target| Arc::clone(target)));
         let next = if self.may_retry() { self.pick().ok() } else { None };
         if next.is_none() {
-            self.tried.pop();
+            self.tried.truncate(before);
         }
         next
     }

@@ -253,10 +253,10 @@ impl<R: Runtime> Attempts<'_, R> {
             self.place(&placed);
             let failure = match self.attempt(plan).await {
                 Attempt::Done(outcome) => return outcome,
-                Attempt::Elsewhere(next) => {
+                Attempt::Elsewhere(next, cause) => {
                     self.withdraw(&placed);
                     plan = *next;
-                    self.shard.metrics.retried(Cause::Busy);
+                    self.shard.metrics.retried(cause);
                     if let Some(outcome) = self.pause().await {
                         return outcome;
                     }

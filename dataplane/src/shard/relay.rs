@@ -100,6 +100,21 @@ pub enum Ended {
     Broken,
 }
 
+/// Whether a stream of events tells of a failure before it has any token. `rest` is what came behind its head.
+pub fn begins_with_failure(answer: &ResponseHead, rest: &[u8]) -> bool {
+    if !answer.status().is_success() || !answer.is_event_stream() || answer.is_encoded() {
+        return false;
+    }
+    let (mut reader, mut watch, mut at) = (BodyReader::new(answer.framing()), SseWatch::new(), 0);
+    while at < rest.len() && !reader.is_done() && !watch.begun {
+        let part = rest.get(at..).unwrap_or_default();
+        let Ok(step) = reader.step(part) else { return false };
+        watch.feed(part.get(step.payload).unwrap_or_default());
+        at += step.consumed;
+    }
+    watch.failed && !watch.begun
+}
+
 /// Everything about the client that a relay needs.
 pub struct ClientSide<'a, R: Runtime> {
     /// The client's connection.

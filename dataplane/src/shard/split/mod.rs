@@ -70,6 +70,7 @@ pub struct Split<R: Runtime> {
     handoff: Handoff,
     order: Order,
     leg: Rc<PrefillLeg<R>>,
+    decode: Arc<TargetEntry>,
     began_us: u64,
     /// When the prefill leg ended, if the decode leg began after that.
     prefilled_us: Option<u64>,
@@ -215,6 +216,7 @@ impl<R: Runtime> Attempts<'_, R> {
             handoff,
             order,
             leg: PrefillLeg::new(reservation),
+            decode: plan.target().clone(),
             began_us: R::now_us(),
             prefilled_us: None,
             transfer_us,
@@ -300,10 +302,10 @@ impl<R: Runtime> Attempts<'_, R> {
                 Tried::Ended(Attempt::Failed(Failed { cause, .. })) => {
                     return self.decode_failed(&split, cause);
                 }
-                Tried::Ended(Attempt::Elsewhere(next)) => {
+                Tried::Ended(Attempt::Elsewhere(next, cause)) => {
                     split.outcome.set("decode_failed");
                     self.prefilled |= matches!(split.leg.take_end(), Some(End::Done(_)));
-                    return Attempt::Elsewhere(next);
+                    return Attempt::Elsewhere(next, cause);
                 }
                 Tried::Ended(done) => return done,
                 Tried::Silent(back, cause) => {
@@ -347,6 +349,7 @@ impl<R: Runtime> Attempts<'_, R> {
 
     /// The prefill leg has: another pair, another target for what one is too busy for, or the engine's own words.
     fn prefill_failed(&mut self, split: &Split<R>, end: Option<End>) -> Attempt {
+        let decode = &split.decode;
         let target = split.leg.target();
         if split.handoff == Handoff::NixlPush {
             self.shard.push_peers.forget(target);
@@ -367,10 +370,17 @@ impl<R: Runtime> Attempts<'_, R> {
         if !(400..500).contains(&status) {
             split.outcome.set("prefill_failed");
         }
-        if status == 503
-            && let Some(next) = self.elsewhere(target)
+        // Of two engines that talk to each other, the one that has failed may be the other: both are avoided.
+        let talked = status != 503 && split.order == Order::Concurrent;
+        let (than, cause) = match talked {
+            true => (vec![target, decode], Cause::HandoffRefused),
+            false => (vec![target], Cause::Busy),
+        };
+        if status >= 500
+            && (talked || status == 503)
+            && let Some(next) = self.elsewhere(&than)
         {
-            return Attempt::Elsewhere(Box::new(next));
+            return Attempt::Elsewhere(Box::new(next), cause);
         }
         let mut refused = refused;
         refused.add.push(("x-fairlead-prefill-instance", target.name.to_string()));
