@@ -97,6 +97,7 @@ impl<R: Runtime> Attempts<'_, R> {
     /// One attempt, whole or with a hand-off.
     pub(super) async fn attempt(&mut self, mut plan: Plan) -> Attempt {
         self.prefilled = false;
+        self.attempts += 1;
         match plan.prefill.take() {
             None => self.whole(plan).await,
             // Boxed, so that a request that is not split holds no space for one that is.

@@ -122,8 +122,9 @@ pub async fn forward<R: Runtime>(
         shard.metrics.tokenised(&prompt.model, how);
     }
     let model = prompt.model.clone();
-    let (tried, pieces, prefilled) = (Vec::new(), Vec::new(), false);
-    let attempts = Attempts { shard, client, request, prompt, routed, explain, tried, pieces, prefilled };
+    let (tried, attempts, pieces, prefilled) = (Vec::new(), 0, Vec::new(), false);
+    let attempts =
+        Attempts { shard, client, request, prompt, routed, explain, tried, attempts, pieces, prefilled };
     let outcome = attempts.run().await;
     match &outcome {
         Outcome::Refuse(refusal) => shard.metrics.ended(Some(&model), refusal.status),
@@ -216,7 +217,10 @@ pub struct Attempts<'a, R: Runtime> {
     pub(super) routed: Routed<'a>,
     /// Why the last target was picked, where the client wants to know.
     pub(super) explain: Option<Box<Explain>>,
+    /// Targets that have failed it.
     pub(super) tried: Vec<Arc<TargetEntry>>,
+    /// Attempts made.
+    pub(super) attempts: u32,
     /// A decode leg as it goes out, for a second connection. Empty once an answer is relayed.
     pub(super) pieces: Vec<Bytes>,
     /// The last attempt's prefill target has computed the prompt, whatever became of the rest.
@@ -366,13 +370,12 @@ impl<R: Runtime> Attempts<'_, R> {
 
     /// Whether the number of attempts and the budget allow one more.
     pub(super) fn may_retry(&self) -> bool {
-        self.tried.len() <= self.shard.options.retry.max_retries as usize
-            && self.shard.retries.take(R::now_us())
+        self.attempts <= self.shard.options.retry.max_retries && self.shard.retries.take(R::now_us())
     }
 
     /// Backs off; the outcome if the client leaves meanwhile.
     async fn pause(&mut self) -> Option<Outcome> {
-        let retries = u32::try_from(self.tried.len()).unwrap_or(u32::MAX).clamp(1, 8);
+        let retries = self.attempts.clamp(1, 8);
         let pause = backoff(self.shard.options.retry.backoff, retries, self.shard.draw());
         match unless_gone(R::sleep(pause), self.client.watch).await {
             Waited::Got(()) => None,

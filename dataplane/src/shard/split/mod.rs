@@ -349,7 +349,6 @@ impl<R: Runtime> Attempts<'_, R> {
 
     /// The prefill leg has: another pair, another target for what one is too busy for, or the engine's own words.
     fn prefill_failed(&mut self, split: &Split<R>, end: Option<End>) -> Attempt {
-        let decode = &split.decode;
         let target = split.leg.target();
         if split.handoff == Handoff::NixlPush {
             self.shard.push_peers.forget(target);
@@ -370,21 +369,25 @@ impl<R: Runtime> Attempts<'_, R> {
         if !(400..500).contains(&status) {
             split.outcome.set("prefill_failed");
         }
-        // Of two engines that talk to each other, the one that has failed may be the other: both are avoided.
-        let talked = status != 503 && split.order == Order::Concurrent;
-        let (than, cause) = match talked {
-            true => (vec![target, decode], Cause::HandoffRefused),
-            false => (vec![target], Cause::Busy),
+        let next = match status {
+            503 => self.elsewhere(&[target]).map(|next| (next, Cause::Busy)),
+            500.. if split.order == Order::Concurrent => {
+                self.other_pair(split, target).map(|next| (next, Cause::HandoffRefused))
+            }
+            _ => None,
         };
-        if status >= 500
-            && (talked || status == 503)
-            && let Some(next) = self.elsewhere(&than)
-        {
+        if let Some((next, cause)) = next {
             return Attempt::Elsewhere(Box::new(next), cause);
         }
         let mut refused = refused;
         refused.add.push(("x-fairlead-prefill-instance", target.name.to_string()));
         Attempt::Done(Outcome::PassOn(Box::new(refused)))
+    }
+
+    /// Another pair for one of which an engine has told a failure. Of two engines that talk to each other it may be the
+    /// other that has failed: both are avoided, if that leaves any.
+    fn other_pair(&mut self, split: &Split<R>, told: &Arc<TargetEntry>) -> Option<Plan> {
+        self.elsewhere(&[split.leg.target(), &split.decode]).or_else(|| self.elsewhere(&[told]))
     }
 
     /// The decode target serves the request by itself, if it can: what was arranged does not work.
@@ -395,7 +398,10 @@ impl<R: Runtime> Attempts<'_, R> {
         self.prefilled |= matches!(split.leg.take_end(), Some(End::Done(_)));
         if !plan.target().parts.has(Parts::WHOLE) {
             split.outcome.set("decode_failed");
-            return Attempt::failed(Cause::HandoffRefused);
+            return match self.other_pair(&split, plan.target()) {
+                Some(next) => Attempt::Elsewhere(Box::new(next), Cause::HandoffRefused),
+                None => Attempt::failed(Cause::HandoffRefused),
+            };
         }
         split.outcome.set("refused_local");
         // Ends the prefill leg, if it has not ended.
