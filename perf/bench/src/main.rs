@@ -30,6 +30,9 @@ struct Args {
     /// `routing`: put the tables into this document, between the lines made for them.
     #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
+    /// `routing`, `decision`: prefill and decode apart, and nothing else.
+    #[arg(long)]
+    pd: bool,
 }
 
 fn main() -> ExitCode {
@@ -58,6 +61,10 @@ fn run(args: &Args) -> anyhow::Result<()> {
         program.name == "routing" || !(args.check || args.write.is_some()),
         "--check and --write are for `routing`"
     );
-    let options = Options { quick: args.quick, check: args.check, write: args.write.clone() };
+    ensure!(
+        matches!(program.name, "routing" | "decision") || !args.pd,
+        "--pd is for `routing` and `decision`"
+    );
+    let options = Options { quick: args.quick, check: args.check, write: args.write.clone(), pd: args.pd };
     present(program.name, args.json.as_deref(), |sheet| (program.run)(&options, sheet))
 }

@@ -252,7 +252,7 @@ impl Engine {
         Prepared {
             path: prompt::block_hashes(prompt, name, salt, self.options.block_tokens),
             tokens: prompt::count_tokens(prompt),
-            seed: xxhash_rust::xxh3::xxh3_64(prompt),
+            seed: prompt::seed(prompt),
             origin,
         }
     }

@@ -3,7 +3,7 @@
 use crate::engine::Engine;
 use crate::events::{self, EventLog, Sockets, Told};
 use crate::faults::{BadFaults, Faults};
-use crate::handoff::Handover;
+use crate::handoff::{Handover, lmcache};
 use crate::http::conn::{self, Place};
 use crate::http::control;
 use crate::options::{BadOption, SimOptions};
@@ -92,10 +92,15 @@ impl Host {
             .transfer
             .clone()
             .map(|transfer| Handover::new(transfer, options.role, random_id(addr), addr, options.speed));
-        let handover = handover.transpose().map_err(StartError::Store)?.map(Arc::new);
+        let mut handover = handover.transpose().map_err(StartError::Store)?;
+        let notices = handover.as_mut().and_then(Handover::notices);
+        let handover = handover.map(Arc::new);
         let engine = Engine::new(SimOptions { listen: addr, ..options }, log, handover);
         if let Some((log, sockets)) = publisher {
             self.runtime.spawn(events::run(Arc::clone(&engine), log, sockets));
+        }
+        if let Some((proxy, notices)) = notices {
+            self.runtime.spawn(lmcache::tell(Arc::clone(&engine), proxy, notices));
         }
         let first = if engine.options.faults.refuse { None } else { Some(listener) };
         if let Some(ms) = engine.options.faults.for_ms {

@@ -416,6 +416,12 @@ pub fn count_tokens(text: &[u8]) -> u32 {
     text.len().div_ceil(TOKEN_BYTES).clamp(1, u32::MAX as usize) as u32
 }
 
+/// What the answer to a prompt is made from. Zeros at its end do not count: token ids pad the text that they stand for.
+pub(crate) fn seed(prompt: &[u8]) -> u64 {
+    let zeros = prompt.iter().rev().take_while(|b| **b == 0).count();
+    xxhash_rust::xxh3::xxh3_64(&prompt[..prompt.len() - zeros])
+}
+
 /// Token ids of a text: its bytes in fours, zero padded.
 pub fn token_ids(text: &[u8]) -> Vec<u32> {
     text.chunks(TOKEN_BYTES)

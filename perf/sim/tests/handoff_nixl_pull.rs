@@ -116,6 +116,11 @@ async fn a_wrong_decode_leg_fails() {
         assert_eq!(said.status, StatusCode::INTERNAL_SERVER_ERROR, "{what}: {}", said.text);
         assert_eq!(said.json()["error"]["code"], 500);
     }
+    let elsewhere = nixl(ServingRole::Decode);
+    let transfer = elsewhere.transfer.clone().map(|t| HandoffOptions { domain: "elsewhere".into(), ..t });
+    let elsewhere = start(SimOptions { transfer, ..elsewhere });
+    let right = prefilled(&p, &content, 5, false).await;
+    assert!(ask_with(elsewhere.addr(), CHAT, &right, &[]).await.text.contains("domain"));
     // Under the head that was sent already, a stream ends with an error.
     let right = prefilled(&p, &content, 5, true).await;
     let said = ask_with(d.addr(), CHAT, &edits[0].1(&right, &other), &[]).await;
@@ -232,6 +237,8 @@ async fn an_engine_tells_how_it_hands_over() {
             (&transfer["kv_connector"], &transfer["kv_role"]),
             (&json!("NixlConnector"), &json!(role))
         );
+        let (_, text) = get(sim.addr(), "/server_info").await;
+        assert!(serde_json::from_str::<Value>(&text).unwrap()["vllm_config"].is_string());
         ids.push(transfer["engine_id"].as_str().unwrap().to_owned());
     }
     assert_ne!(ids[0], ids[1]);

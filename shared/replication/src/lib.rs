@@ -21,10 +21,12 @@
 //! of the other gateways' reservations.
 
 mod clock;
+mod lean;
 mod replica;
 mod truth;
 
 pub use clock::ClockMap;
+pub use lean::{LeanConfig, LeanTarget, Leaning};
 pub use replica::{
     CHORES_US, CONFIRM, CacheAnswer, EngineView, Entry as OverlayEntry, Outgoing, Overlay, Readers, Replica,
     ReplicaConfig, ReplicaError, ReplicaSink, ReplicaStats, ReplicaStatus, ReservationSource, Trust,

@@ -10,7 +10,7 @@ use fairlead_routing::{
     Strategy, TargetCells, TargetEntry, plan,
 };
 use fairlead_wire::TargetId;
-use fairlead_wire::msg::{EngineKind, InstanceInfo, ModelInfo, ServingRole};
+use fairlead_wire::msg::{EngineKind, Handoff, InstanceInfo, ModelInfo, ServingRole, Transfer};
 
 use super::index::map::{FlatMap, MapProbe};
 use super::index::measure::{self, Asker};
@@ -58,7 +58,14 @@ pub fn run(options: &Options, sheet: &mut Sheet) -> anyhow::Result<()> {
         if options.quick { (1_000_000, 5_000, 3) } else { (2_000_000, 30_000, 5) };
     for shape in &SHAPES {
         let size = index::Plan { blocks, churn: blocks / 10, repeats, samples, cold: 0, lookups: 0 };
-        measure_shape(shape, &size, sheet)?;
+        if options.pd {
+            measure_pairs(shape, &size, sheet)?;
+        } else {
+            measure_shape(shape, &size, sheet)?;
+        }
+    }
+    if options.pd {
+        sheet.note("a quarter of the targets leans to prefill, the rest to decode; every decision may place both apart");
     }
     sheet.note("`64 targets` with prompts of 128 blocks, `1000 targets` with 1,000 blocks; every prompt is asked once");
     Ok(())
@@ -76,7 +83,7 @@ fn measure_shape(shape: &Shape, size: &index::Plan, sheet: &mut Sheet) -> anyhow
     for request in load.fill().iter().rev().take(OVERLAY) {
         overlay.place(request.holders()[0], load.path(request));
     }
-    let fleet = fleet(&truth, &overlay, targets);
+    let fleet = fleet(&truth, &overlay, targets, false);
     let mut map = FlatMap::<16>::default();
     measure::fill(&mut map, &load);
     for repeat in 0..size.repeats {
@@ -119,8 +126,38 @@ fn measure_shape(shape: &Shape, size: &index::Plan, sheet: &mut Sheet) -> anyhow
     Ok(())
 }
 
-/// A fleet as a gateway sees it: replica and overlay, engines' reports, other gateways' sums.
-fn fleet(truth: &Truth, overlay: &Truth, targets: u16) -> Fleet {
+/// Decisions that place prefill and decode apart.
+fn measure_pairs(shape: &Shape, size: &index::Plan, sheet: &mut Sheet) -> anyhow::Result<()> {
+    let Shape { case, targets, .. } = *shape;
+    let (load, origin) = workload(size, targets)?;
+    say(&format!("{case}: {origin}; {} blocks", load.distinct));
+    pin::pin(&pin::cores(), 1);
+    let mut truth = Truth::new(targets, BUDGET)?;
+    measure::fill(&mut truth, &load);
+    let mut overlay = Truth::new(targets, BUDGET)?;
+    for request in load.fill().iter().rev().take(OVERLAY) {
+        overlay.place(request.holders()[0], load.path(request));
+    }
+    let fleet = fleet(&truth, &overlay, targets, true);
+    for repeat in 0..size.repeats {
+        say(&format!("{case}: repeat {} of {}", repeat + 1, size.repeats));
+        let seed = 7 + repeat as u64;
+        for policy in [PolicyName::DynamicPdSplit, PolicyName::PdSplit, PolicyName::Pd] {
+            let named = format!("{case}, {policy}");
+            let mut decide = Decider::new(&fleet, policy, seed, targets);
+            let found = decide.measure(&mut Asker::new(&load, seed), shape.length, size.samples)?;
+            ensure!(decide.apart > 0, "{policy} placed nothing apart");
+            sheet.ours(&named, P50, found.p50);
+            sheet.ours(&named, P99, found.p99);
+            sheet.ours(&named, ALLOCATIONS, found.allocations);
+        }
+    }
+    Ok(())
+}
+
+/// A fleet as a gateway sees it: replica and overlay, engines' reports, other gateways' sums. With `pairs` its targets
+/// hand KV over and lean to a part.
+fn fleet(truth: &Truth, overlay: &Truth, targets: u16, pairs: bool) -> Fleet {
     let fleet = Fleet::new([truth.reader(), overlay.reader()]);
     let mut rng = Rng::new(11);
     let entry = |slot: u16| {
@@ -133,7 +170,7 @@ fn fleet(truth: &Truth, overlay: &Truth, targets: u16) -> Fleet {
             engine_version: String::new(),
             models: vec![ModelInfo { name: MODEL.into(), max_model_len: None, parent: None }],
             role: ServingRole::Both,
-            transfer: None,
+            transfer: pairs.then(|| Transfer::new(Handoff::NixlPull)),
             dp_ranks: 1,
             block_size: Some(16),
             kv_blocks: Some(10_000),
@@ -151,7 +188,13 @@ fn fleet(truth: &Truth, overlay: &Truth, targets: u16) -> Fleet {
             ..EngineFigures::default()
         });
         cells.set_peers(InFlightSums { requests: rng.next() % 8, ..InFlightSums::default() }, 1);
-        Some(Arc::new(TargetEntry::new(TargetId::new(slot, 1), Arc::new(info), 0, true, cells)))
+        let leaning = match (pairs, slot % 4) {
+            (false, _) => ServingRole::Both,
+            (true, 0) => ServingRole::Prefill,
+            (true, _) => ServingRole::Decode,
+        };
+        let entry = TargetEntry::new(TargetId::new(slot, 1), Arc::new(info), 0, true, cells);
+        Some(Arc::new(entry.with_leaning(leaning)))
     };
     fleet.publish((0..targets).map(entry).collect());
     fleet
@@ -169,8 +212,12 @@ struct Decider<'f> {
     strategy: Strategy,
     scratch: Scratch,
     running: VecDeque<Reservation>,
+    /// Prefill legs before their hand-off.
+    legs: VecDeque<Reservation>,
     most: usize,
     now_us: u64,
+    /// Requests placed apart.
+    apart: u64,
 }
 
 impl<'f> Decider<'f> {
@@ -181,8 +228,10 @@ impl<'f> Decider<'f> {
             strategy: Strategy::new(policy, &Settings::default()),
             scratch: Scratch::new(seed),
             running: VecDeque::with_capacity(most + 1),
+            legs: VecDeque::with_capacity(most + 1),
             most,
             now_us: 1,
+            apart: 0,
         }
     }
 
@@ -207,6 +256,14 @@ impl<'f> Decider<'f> {
         self.running.push_back(reservation);
         if self.running.len() > self.most {
             self.running.pop_front();
+        }
+        if let Some(leg) = plan.prefill {
+            self.apart += 1;
+            self.legs.push_back(leg.reservation);
+            // A request decodes for longer than it prefills.
+            if self.legs.len() > self.most / 8 {
+                self.legs.pop_front();
+            }
         }
     }
 
@@ -311,9 +368,25 @@ mod tests {
         let load = Workload::generate(Size { blocks: 20_000, churn: 0, targets: 8 }, 5);
         let mut truth = Truth::new(8, BUDGET).unwrap();
         measure::fill(&mut truth, &load);
-        let fleet = fleet(&truth, &Truth::new(8, BUDGET).unwrap(), 8);
+        let overlay = Truth::new(8, BUDGET).unwrap();
+        let fleet = fleet(&truth, &overlay, 8, false);
         let mut decide = Decider::new(&fleet, PolicyName::PrefixCache, 1, 8);
         let found = decide.measure(&mut Asker::new(&load, 1), 1, 500).unwrap();
         assert_eq!(found.allocations, 0.0);
+    }
+
+    #[test]
+    fn pairs_allocate_nothing_either() {
+        let load = Workload::generate(Size { blocks: 20_000, churn: 0, targets: 8 }, 5);
+        let mut truth = Truth::new(8, BUDGET).unwrap();
+        measure::fill(&mut truth, &load);
+        let overlay = Truth::new(8, BUDGET).unwrap();
+        let fleet = fleet(&truth, &overlay, 8, true);
+        for policy in [PolicyName::DynamicPdSplit, PolicyName::PdSplit, PolicyName::Pd] {
+            let mut decide = Decider::new(&fleet, policy, 1, 8);
+            let found = decide.measure(&mut Asker::new(&load, 1), 1, 500).unwrap();
+            assert_eq!(found.allocations, 0.0, "{policy}");
+            assert!(decide.apart > 0, "{policy}");
+        }
     }
 }

@@ -27,6 +27,8 @@ pub struct Options {
     pub check: bool,
     /// `routing`: put the tables into this document.
     pub write: Option<PathBuf>,
+    /// `routing`, `decision`: prefill and decode apart alone.
+    pub pd: bool,
 }
 
 /// A benchmark.

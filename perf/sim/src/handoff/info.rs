@@ -1,6 +1,6 @@
 //! What an engine tells of its hand-offs.
 
-use super::Handover;
+use super::{Handover, OnKvFailure};
 use crate::engine::Engine;
 use crate::options::EngineKind;
 use fairlead_wire::msg::{Handoff, ServingRole};
@@ -15,8 +15,15 @@ pub(crate) fn mode(engine: &Engine) -> &'static str {
     }
 }
 
-/// vLLM's `GET /server_info?config_format=json`, as far as it is about hand-offs; there in development mode only.
-pub(crate) fn server_info(engine: &Engine, handover: &Handover) -> Value {
+/// vLLM's `GET /server_info`, as far as it is about hand-offs; there in development mode only. Its configuration is
+/// an object where JSON is asked for, else text.
+pub(crate) fn server_info(engine: &Engine, handover: &Handover, json: bool) -> Value {
+    let config = config(engine, handover);
+    let config = if json { config } else { Value::from(config.to_string()) };
+    json!({"vllm_config": config, "vllm_env": {}, "system_env": {}})
+}
+
+fn config(engine: &Engine, handover: &Handover) -> Value {
     let (host, port) = handover.side_channel();
     let role = match handover.role {
         ServingRole::Both => "kv_both",
@@ -28,6 +35,7 @@ pub(crate) fn server_info(engine: &Engine, handover: &Handover) -> Value {
         extra.insert("domain".into(), json!(handover.options.domain));
     }
     let connector = match handover.options.handoff {
+        // SGLang's never asks; it has another page.
         Handoff::NixlPull | Handoff::Sidecar | Handoff::Sglang => "NixlConnector",
         Handoff::NixlPush => "NixlPushConnector",
         Handoff::Mooncake => "MooncakeConnector",
@@ -50,16 +58,18 @@ pub(crate) fn server_info(engine: &Engine, handover: &Handover) -> Value {
         }
     };
     let o = &engine.options;
+    let policy = match handover.options.on_failure {
+        OnKvFailure::Fail => "fail",
+        OnKvFailure::Recompute => "recompute",
+    };
     json!({
-        "vllm_config": {
-            "model_config": {"model": o.models[0], "max_model_len": o.max_model_len},
-            "cache_config": {"block_size": o.block_tokens},
-            "kv_transfer_config": {
-                "kv_connector": connector, "engine_id": handover.engine_id, "kv_buffer_device": "cuda",
-                "kv_buffer_size": 1e9, "kv_role": role, "kv_rank": null, "kv_parallel_size": 1, "kv_ip": host,
-                "kv_port": port, "kv_connector_extra_config": extra, "kv_connector_module_path": null,
-                "kv_load_failure_policy": "fail"}},
-        "vllm_env": {}, "system_env": {}})
+        "model_config": {"model": o.models[0], "max_model_len": o.max_model_len},
+        "cache_config": {"block_size": o.block_tokens},
+        "kv_transfer_config": {
+            "kv_connector": connector, "engine_id": handover.engine_id, "kv_buffer_device": "cuda",
+            "kv_buffer_size": 1e9, "kv_role": role, "kv_rank": null, "kv_parallel_size": 1, "kv_ip": host,
+            "kv_port": port, "kv_connector_extra_config": extra, "kv_connector_module_path": null,
+            "kv_load_failure_policy": policy}})
 }
 
 /// Mooncake's bootstrap server: engines by data-parallel rank, workers by tensor and pipeline rank.

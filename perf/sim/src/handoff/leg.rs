@@ -1,5 +1,7 @@
 //! What part of a hand-off a request is, read from its headers and its body.
 
+use super::lmcache::{self, Receiver};
+use super::outbox::Goods;
 use super::{mooncake, mori, p2p, pull, push, sglang, sidecar};
 use crate::engine::Engine;
 use crate::model::Refused;
@@ -49,12 +51,14 @@ impl From<Refused> for LegError {
 }
 
 /// What the prefill side's answer carries in `kv_transfer_params`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Reply {
     Nothing,
     /// NIXL, with the name of its mode.
     Nixl(&'static str),
     Mori,
+    /// LMCache: the first token, if it is asked for; the KV is pushed before.
+    Push(Receiver),
 }
 
 /// Computes a prompt for others.
@@ -72,6 +76,8 @@ pub(crate) enum Source {
     Peers(Vec<Peer>),
     /// In the shared store.
     Store,
+    /// Here already: another engine has pushed it.
+    Inbox(Goods),
     /// At the engine that this one asks to prefill, `host:port`.
     Prefiller(String),
 }
@@ -243,6 +249,10 @@ fn vllm(
             ServingRole::Decode => Leg::Decode(Source::Store),
             ServingRole::Both => Leg::Plain,
         }),
+        Handoff::LmcachePd => match &engine.handover {
+            Some(handover) => lmcache::read(handover, request, params.as_ref()),
+            None => Ok(Leg::Plain),
+        },
         Handoff::Sidecar if request.header(sidecar::HEADER).is_some() => sidecar::read(request),
         _ => {
             let Some(params) = params else { return Ok(Leg::Plain) };

@@ -9,6 +9,7 @@ mod client;
 pub(crate) mod info;
 pub(crate) mod kv;
 pub(crate) mod leg;
+pub(crate) mod lmcache;
 mod mooncake;
 mod mori;
 mod options;
@@ -29,10 +30,12 @@ pub use state::HandoffState;
 
 use crate::engine::{Engine, Ticket};
 use crate::model::SeqSpec;
+use crate::options::EngineKind;
 use crate::text;
 use bytes::Bytes;
 use fairlead_wire::msg::{Handoff, ServingRole};
 use leg::{Prefill, Reply, Source};
+use lmcache::{Inbox, Receiver};
 use outbox::{Goods, Outbox, Producer};
 use state::{Gauge, Tally};
 use std::future::Future;
@@ -41,6 +44,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 use store::Store;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 /// An engine's side of hand-offs.
@@ -51,6 +55,10 @@ pub(crate) struct Handover {
     pub engine_id: String,
     pub outbox: Arc<Outbox>,
     pub tally: Tally,
+    /// What other engines have pushed here.
+    pub inbox: Inbox,
+    /// Where notices for the router go.
+    notices: Option<mpsc::Sender<Vec<u8>>>,
     store: Option<Store>,
     listen: SocketAddr,
     speed: f64,
@@ -69,7 +77,31 @@ impl Handover {
             _ => None,
         };
         let outbox = Arc::new(Outbox::new(options.handoff == Handoff::Sglang));
-        Ok(Self { options, role, engine_id, outbox, tally: Tally::default(), store, listen, speed })
+        Ok(Self {
+            options,
+            role,
+            engine_id,
+            outbox,
+            tally: Tally::default(),
+            inbox: Inbox::default(),
+            notices: None,
+            store,
+            listen,
+            speed,
+        })
+    }
+
+    /// Opens the way on which a router is told of transfers, where there is one: its address, and what to send there.
+    pub fn notices(&mut self) -> Option<(SocketAddr, mpsc::Receiver<Vec<u8>>)> {
+        let proxy = self.options.lmcache_proxy?;
+        let (sender, receiver) = lmcache::notices();
+        self.notices = Some(sender);
+        Some((proxy, receiver))
+    }
+
+    /// Whether other engines push KV here.
+    pub fn receives(&self) -> bool {
+        self.options.handoff == Handoff::LmcachePd && self.role != ServingRole::Prefill
     }
 
     /// The leg that this engine alone has, if it has a fixed role.
@@ -122,13 +154,14 @@ pub(crate) struct After {
     engine: Option<Arc<Engine>>,
     shipments: Vec<Producer>,
     reply: Option<(Reply, Goods)>,
+    push: Option<(Receiver, Goods)>,
     paths: Vec<Arc<[u64]>>,
 }
 
 impl After {
     /// All sequences have ended: their KV can be fetched. Returns the answer's `kv_transfer_params`, if it has any.
     pub fn finished(&mut self) -> Option<String> {
-        let engine = self.engine.take()?;
+        let engine = self.engine.clone()?;
         let handover = engine.handover.as_ref()?;
         let (lose, now) = (engine.core().faults.lose_kv, Instant::now());
         if let Some(store) = handover.store.as_ref().filter(|_| !lose) {
@@ -140,10 +173,16 @@ impl After {
             shipment.ready(until, lose);
         }
         let (reply, goods) = self.reply.take()?;
-        let key = self.shipments.first()?.key();
+        let key = self.shipments.first().map_or("", Producer::key);
         let blocks = goods.tokens.div_ceil(engine.options.block_tokens);
         match reply {
             Reply::Nothing => None,
+            Reply::Push(receiver) => {
+                let first = lmcache::token_id(goods.seed, 0);
+                let told = receiver.tell_first.then(|| format!("{{\"first_tok\": {first}}}"));
+                self.push = Some((receiver, goods));
+                told
+            }
             Reply::Nixl(mode) => {
                 let until = engine.now() + kept.as_secs_f64();
                 Some(pull::reply(handover, mode, key, goods.tokens, blocks, until))
@@ -167,6 +206,11 @@ impl After {
 
     /// Waits until the other side has what was handed over, where the answer comes only then.
     pub async fn handed(self) -> Result<(), LegError> {
+        if let (Some((receiver, goods)), Some(engine)) = (self.push, &self.engine)
+            && let Some(handover) = &engine.handover
+        {
+            lmcache::push(engine, handover, &receiver, goods).await?;
+        }
         for shipment in self.shipments {
             let key = shipment.key().to_owned();
             shipment.taken().await.map_err(|_| gone(&key))?;
@@ -184,6 +228,24 @@ impl Leg {
     /// Whether the request waits for another engine before it can be entered.
     pub fn waits(&self) -> bool {
         matches!(self, Self::Decode(_))
+    }
+
+    /// Whether its answer comes when what was computed has been handed over, and not before.
+    pub fn answers_late(&self, engine: &Engine) -> bool {
+        match self {
+            Self::Prefill(prefill) => {
+                engine.options.engine == EngineKind::Sglang || matches!(prefill.reply, Reply::Push(_))
+            }
+            _ => false,
+        }
+    }
+
+    /// What another engine has pushed of the prompt that this request goes on with, after the first token.
+    pub fn continued(&self) -> Option<&Goods> {
+        match self {
+            Self::Decode(Source::Inbox(goods)) => Some(goods),
+            _ => None,
+        }
     }
 
     /// Brings a request's sequences into the engine, once it may come in.
@@ -208,6 +270,11 @@ impl Leg {
         }
         match self {
             Self::Plain | Self::Decode(Source::Store) => {}
+            Self::Decode(Source::Inbox(goods)) => {
+                if let Some(spec) = entry.specs.first_mut() {
+                    lmcache::found(&engine, &handover, &goods, spec);
+                }
+            }
             Self::Prefill(prefill) => prefill.begin(&handover, &entry, &mut after).await?,
             Self::Decode(source) => {
                 let _waiting = Gauge::raise(&handover, LegKind::Decode);
@@ -256,14 +323,18 @@ impl Prefill {
                 Some(name) => name.clone(),
                 None => handover.request_name(entry, *seed),
             };
-            match self.reply {
+            match &self.reply {
+                Reply::Push(_) => {
+                    after.reply = Some((self.reply, goods));
+                    return Ok(());
+                }
                 Reply::Nixl("pull") => goods.opaque = pull::opaque(&key),
                 Reply::Mori if handover.options.handoff == Handoff::MoriRead => {
                     goods.opaque = pull::opaque("mori");
                 }
                 _ => {}
             }
-            after.reply = Some((self.reply, goods.clone()));
+            after.reply = Some((self.reply.clone(), goods.clone()));
             let shipment = handover.outbox.begin(&key, goods);
             after.shipments.push(shipment.map_err(|e| LegError::internal(e.to_string()))?);
         }
@@ -317,7 +388,7 @@ async fn receive(
     entry: &mut Entry,
 ) -> Result<(), LegError> {
     let (peers, told) = match source {
-        Source::Store => return Ok(()),
+        Source::Store | Source::Inbox(_) => return Ok(()),
         Source::Peers(peers) => {
             (peers, raw::member(&entry.body, "kv_transfer_params").map(|t| entry.body.slice_ref(t)))
         }
@@ -344,7 +415,7 @@ async fn receive(
         let (at, have, shipped) = done.map_err(|e| LegError::internal(e.to_string()))?;
         let shipped = shipped.map_err(|e| LegError::internal(format!("KV load failed: {e}")))?;
         let back = told.as_deref().unwrap_or_default();
-        if !shipped.opaque.is_empty() && memchr_in(back, shipped.opaque.as_bytes()).is_none() {
+        if !shipped.opaque.is_empty() && place_of(back, shipped.opaque.as_bytes()).is_none() {
             let message = "KV load failed: kv_transfer_params did not come back as they were given";
             return Err(LegError::internal(message));
         }
@@ -355,6 +426,6 @@ async fn receive(
 }
 
 /// Where `needle` begins in `text`.
-fn memchr_in(text: &[u8], needle: &[u8]) -> Option<usize> {
+fn place_of(text: &[u8], needle: &[u8]) -> Option<usize> {
     text.windows(needle.len()).position(|w| w == needle)
 }

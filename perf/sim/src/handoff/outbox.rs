@@ -5,6 +5,7 @@
 //! it began, so that a client that leaves frees everything at once. Expired shipments are counted when somebody looks.
 
 use crate::engine::lock;
+use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -14,7 +15,7 @@ use tokio::sync::Notify;
 const REMEMBERED: usize = 65_536;
 
 /// What is handed over: the KV of one prompt.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Goods {
     /// Prompt tokens.
     pub tokens: u32,

@@ -76,7 +76,7 @@ impl Breaker {
 /// Sequences that are in the engine, or will be when another engine has done its part. The error is what the stream
 /// ends with.
 pub(crate) enum Source {
-    Here(Entered),
+    Here(Box<Entered>),
     Coming(Pin<Box<dyn Future<Output = Result<Entered, Value>> + Send>>),
 }
 
@@ -204,7 +204,7 @@ impl TokenStream {
             let behind = self.behind() || self.state.iter().all(|s| s.done);
             match &mut self.source {
                 Source::Coming(coming) => match std::task::ready!(coming.as_mut().poll(cx)) {
-                    Ok(entered) => self.source = Source::Here(entered),
+                    Ok(entered) => self.source = Source::Here(Box::new(entered)),
                     Err(error) => {
                         self.ended = true;
                         self.writer.failed(&mut out, &error);

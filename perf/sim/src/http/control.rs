@@ -4,7 +4,7 @@ use super::body::AnswerBody;
 use super::route::{reply, reply_json};
 use crate::engine::Engine;
 use crate::faults::Faults;
-use crate::handoff::kv;
+use crate::handoff::{kv, lmcache};
 use crate::state::State;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
@@ -25,10 +25,13 @@ pub(crate) async fn answer(
     let method = request.method().clone();
     match (method, path) {
         (Method::POST, "/sim/control") => control(engine, request).await,
-        (Method::POST, "/sim/kv") => match Limited::new(request.into_body(), MAX_CONTROL).collect().await {
-            Ok(body) => kv::answer(engine, &body.to_bytes()).await,
-            Err(e) => wrong(&e.to_string()),
-        },
+        (Method::POST, "/sim/kv" | "/sim/kv/put") => {
+            match Limited::new(request.into_body(), MAX_CONTROL).collect().await {
+                Ok(body) if path == "/sim/kv" => kv::answer(engine, &body.to_bytes()).await,
+                Ok(body) => lmcache::take(engine, &body.to_bytes()),
+                Err(e) => wrong(&e.to_string()),
+            }
+        }
         (Method::GET, "/sim/state") => match serde_json::to_vec(&State::of(engine)) {
             Ok(v) => reply(StatusCode::OK, "application/json", v),
             Err(e) => wrong(&e.to_string()),

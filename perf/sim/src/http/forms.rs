@@ -19,9 +19,17 @@ pub(crate) enum Form {
 pub(crate) struct SeqMeta {
     pub index: u32,
     pub seed: u64,
+    /// Tokens of the answer that another engine has told.
+    pub skip: u32,
     pub output: u32,
     /// Whether it ended by the request's limit.
     pub limited: bool,
+}
+
+impl SeqMeta {
+    fn text(&self) -> String {
+        (self.skip..self.skip.saturating_add(self.output)).map(|n| text::token(self.seed, n)).collect()
+    }
 }
 
 /// Token counts of a response.
@@ -111,7 +119,7 @@ impl EventWriter {
     /// Token `n` of answer `at`; `last` if it ends the answer.
     pub fn token(&mut self, out: &mut Vec<u8>, at: usize, n: u32, last: bool, usage: Usage) {
         let seq = &self.meta.seqs[at];
-        let token = text::token(seq.seed, n);
+        let token = text::token(seq.seed, seq.skip + n);
         match self.meta.form {
             Form::Chat | Form::Completions => {
                 let m = &self.meta;
@@ -191,7 +199,7 @@ impl EventWriter {
                 event(out, "message_stop", &json!({"type": "message_stop"}));
             }
             Form::Responses => {
-                let text = self.meta.seqs.first().map_or(String::new(), |s| text::answer(s.seed, s.output));
+                let text = self.meta.seqs.first().map_or(String::new(), SeqMeta::text);
                 let id = self.item_id();
                 let done = json!({"item_id": id, "output_index": 0, "content_index": 0, "text": text, "logprobs": []});
                 self.numbered(out, "response.output_text.done", done);
@@ -224,23 +232,23 @@ impl EventWriter {
                 "id": format!("chatcmpl-{}", m.id), "object": "chat.completion", "created": m.created,
                 "model": m.model, "choices": m.seqs.iter().map(|s| json!({
                     "index": s.index,
-                    "message": {"role": "assistant", "content": text::answer(s.seed, s.output), "refusal": null,
+                    "message": {"role": "assistant", "content": s.text(), "refusal": null,
                         "tool_calls": []},
                     "logprobs": null, "finish_reason": finish(s), "stop_reason": null})).collect::<Vec<_>>(),
                 "service_tier": null, "system_fingerprint": null, "usage": usage_value}),
             Form::Completions => json!({
                 "id": format!("cmpl-{}", m.id), "object": "text_completion", "created": m.created,
                 "model": m.model, "choices": m.seqs.iter().map(|s| json!({
-                    "index": s.index, "text": text::answer(s.seed, s.output), "logprobs": null,
+                    "index": s.index, "text": s.text(), "logprobs": null,
                     "finish_reason": finish(s), "stop_reason": null})).collect::<Vec<_>>(),
                 "usage": usage_value}),
             Form::Messages => json!({
                 "id": format!("msg_{}", m.id), "type": "message", "role": "assistant", "model": m.model,
                 "content": m.seqs.iter()
-                    .map(|s| json!({"type": "text", "text": text::answer(s.seed, s.output)})).collect::<Vec<_>>(),
+                    .map(|s| json!({"type": "text", "text": s.text()})).collect::<Vec<_>>(),
                 "stop_reason": self.stop_reason(), "stop_sequence": null, "usage": messages_usage(usage)}),
             Form::Responses => {
-                let text = m.seqs.first().map_or(String::new(), |s| text::answer(s.seed, s.output));
+                let text = m.seqs.first().map_or(String::new(), SeqMeta::text);
                 self.response("completed", Some(&text), responses_usage(usage))
             }
         };

@@ -6,7 +6,7 @@ use crate::engine::Engine;
 use crate::handoff::info as handoff;
 use crate::metrics;
 use crate::options::EngineKind;
-use hyper::{Method, Response, StatusCode};
+use hyper::{Method, Response, StatusCode, Uri};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,7 +17,8 @@ pub(crate) const VLLM_VERSION: &str = "0.32.0";
 pub(crate) const SGLANG_VERSION: &str = "0.5.23";
 
 /// Answers a route without a prompt.
-pub(crate) fn answer(engine: &Arc<Engine>, path: &str, method: &Method) -> Response<AnswerBody> {
+pub(crate) fn answer(engine: &Arc<Engine>, uri: &Uri, method: &Method) -> Response<AnswerBody> {
+    let path = uri.path();
     let sglang = engine.options.engine == EngineKind::Sglang;
     let get = method == Method::GET || method == Method::HEAD;
     let ok = |v: Value| reply_json(StatusCode::OK, &v);
@@ -35,7 +36,10 @@ pub(crate) fn answer(engine: &Arc<Engine>, path: &str, method: &Method) -> Respo
         "/kv_event_sources" if get && !sglang && engine.events.is_some() => ok(kv_event_sources(engine)),
         "/server_info" | "/get_server_info" if get && sglang => ok(server_info(engine)),
         "/server_info" if get => match &engine.handover {
-            Some(handover) => ok(handoff::server_info(engine, handover)),
+            Some(handover) => {
+                let json = uri.query().is_some_and(|q| q.split('&').any(|p| p == "config_format=json"));
+                ok(handoff::server_info(engine, handover, json))
+            }
             None => unknown(),
         },
         "/query" if get => handoff::query(engine).map_or_else(unknown, ok),

@@ -81,7 +81,7 @@ pub(crate) async fn answer(
         // The engine ends a prefill leg after its first token, whatever was asked.
         ask.max_tokens = Some(1);
     }
-    let mut work = match Work::new(engine, api, &ask, &model) {
+    let mut work = match Work::new(engine, api, &ask, &model, leg.continued().map(|goods| goods.seed)) {
         Ok(w) => w,
         Err(message) => return refuse(visit, StatusCode::BAD_REQUEST, Some("messages"), &message),
     };
@@ -92,8 +92,7 @@ pub(crate) async fn answer(
         path: call.path,
         request_id: call.request_id,
     };
-    let (streams, waits, hands) =
-        (api.generates() && ask.stream, leg.waits(), matches!(leg, Leg::Prefill(_)));
+    let (streams, waits, late) = (api.generates() && ask.stream, leg.waits(), leg.answers_late(engine));
     let entering = leg.enter(Arc::clone(engine), entry);
     // vLLM sends the head of a stream at once, SGLang with its first event.
     let source = if streams && waits && !sglang {
@@ -102,7 +101,7 @@ pub(crate) async fn answer(
         Source::Coming(Box::pin(async move { entering.await.map_err(told) }))
     } else {
         match entering.await {
-            Ok(entered) => Source::Here(entered),
+            Ok(entered) => Source::Here(Box::new(entered)),
             Err(e) if streams && waits => {
                 let error = stream_error(engine, api, e.status, &e.message);
                 Source::Coming(Box::pin(std::future::ready(Err(error))))
@@ -112,13 +111,13 @@ pub(crate) async fn answer(
     };
     let answer = Answer { engine, conn, visit, faults, api, ask: &ask, model: &model, work };
     match source {
-        Source::Here(mut entered) if !streams || (sglang && hands) => {
-            let state = match ended(&mut entered, sglang && hands).await {
+        Source::Here(mut entered) if !streams || late => {
+            let state = match ended(&mut entered, late).await {
                 Ok(state) => state,
                 Err(e) => return failed(answer.visit, e),
             };
             let params = entered.after.finished();
-            if sglang && hands {
+            if late {
                 let after = std::mem::take(&mut entered.after);
                 if let Err(e) = after.handed().await {
                     return failed(answer.visit, e);
@@ -150,7 +149,15 @@ struct Work {
 }
 
 impl Work {
-    fn new(engine: &Engine, api: Api, ask: &Ask, model: &str) -> Result<Self, String> {
+    /// `continued` is what the answer is made from where the prompt ends in its first token.
+    fn new(
+        engine: &Engine,
+        api: Api,
+        ask: &Ask,
+        model: &str,
+        continued: Option<u64>,
+    ) -> Result<Self, String> {
+        let skip = u32::from(continued.is_some());
         let n = if api.generates() { ask.n.max(1) } else { 1 };
         let mut work = Self { specs: Vec::new(), metas: Vec::new(), prompt_tokens: 0 };
         let longest = engine.options.max_model_len;
@@ -166,17 +173,18 @@ impl Work {
                 ));
             }
             work.prompt_tokens = work.prompt_tokens.saturating_add(tokens);
+            let seed = continued.unwrap_or(seed);
             for j in 0..n {
                 let seed = if j == 0 { seed } else { text::mix(seed ^ u64::from(j)) };
                 let output = match (api.generates(), ask.max_tokens) {
                     (false, _) => 0,
                     (true, Some(m)) => m,
-                    (true, None) => text::natural_length(seed).min(room),
+                    (true, None) => (text::natural_length(seed) - skip).min(room),
                 };
                 let index = work.metas.len() as u32;
                 let limited = ask.max_tokens.is_some();
                 let (path, origin) = (Arc::clone(&path), origin.clone());
-                work.metas.push(SeqMeta { index, seed, output, limited });
+                work.metas.push(SeqMeta { index, seed, skip, output, limited });
                 work.specs.push(SeqSpec {
                     path,
                     prompt_tokens: tokens,

@@ -105,7 +105,7 @@ pub(crate) async fn answer(
     let api = Api::from_path(&path);
     let mut response = match api {
         Some(api) => on_prompt(&engine, &conn, api, &path, request).await?,
-        None => on_info(&engine, &conn, &path, &request).await?,
+        None => on_info(&engine, &conn, &request).await?,
     };
     let headers = response.headers_mut();
     headers.insert("server", HeaderValue::from_static("uvicorn"));
@@ -115,12 +115,7 @@ pub(crate) async fn answer(
     Ok(response)
 }
 
-async fn on_info(
-    engine: &Arc<Engine>,
-    conn: &Arc<ConnControl>,
-    path: &str,
-    request: &Request<Incoming>,
-) -> Answer {
+async fn on_info(engine: &Arc<Engine>, conn: &Arc<ConnControl>, request: &Request<Incoming>) -> Answer {
     let faults = {
         let mut core = engine.core();
         if core.faults.everywhere { core.faults.take(None) } else { None }
@@ -130,7 +125,7 @@ async fn on_info(
     {
         return Ok(broken);
     }
-    Ok(info::answer(engine, path, request.method()))
+    Ok(info::answer(engine, request.uri(), request.method()))
 }
 
 /// The faults that come before any work; `None` when the request goes on.

@@ -200,6 +200,7 @@ impl ReplayArgs {
             pool,
             prefillers,
             transfer,
+            leaning: true,
             gateways: self.gateways,
             state_delay: self.state_delay / 1e3,
             failures: self.fail.clone(),

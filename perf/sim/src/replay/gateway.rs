@@ -6,14 +6,15 @@
 use std::sync::Arc;
 
 use fairlead_prefix::{Hits, Reader};
-use fairlead_replication::{CHORES_US, CONFIRM, Overlay, ReplicaConfig};
+use fairlead_replication::{CHORES_US, CONFIRM, LeanConfig, LeanTarget, Leaning, Overlay, ReplicaConfig};
 use fairlead_routing::{
     Constants, Estimate, Fleet, InFlightSums, Learner, PlanRequest, Reservation, Rng, Scratch, Strategy,
     TargetCells, TargetEntry, plan, pool,
 };
 use fairlead_wire::TargetId;
 use fairlead_wire::msg::{
-    CacheSource, EngineKind, Handoff, HashSpace, InstanceInfo, ModelInfo, ServingRole, Transfer,
+    CacheSource, Costs, EngineKind, Handoff, HashSpace, InFlight, InstanceInfo, ModelInfo, ServingRole,
+    Transfer,
 };
 
 use super::cluster::{Event, World};
@@ -43,10 +44,11 @@ struct Gateway {
 }
 
 /// What a gateway keeps of a request in flight.
-struct InFlight {
+struct Flight {
     gateway: u32,
     reservation: Reservation,
     prefill: Option<PrefillLeg>,
+    first_us: Option<u64>,
 }
 
 /// The prefill leg of a request in flight.
@@ -72,12 +74,17 @@ pub struct Gateways {
     ready: Vec<bool>,
     /// By gateway and instance: what the others have heard of it.
     told: Vec<Vec<InFlightSums>>,
-    requests: Vec<Option<InFlight>>,
+    requests: Vec<Option<Flight>>,
     /// Gateway that a request came to; a retry stays there.
     at: Vec<u32>,
     tried: Vec<Arc<TargetEntry>>,
     rng: Rng,
     learns: bool,
+    /// As the scheduler decides it; nothing where instances have fixed roles.
+    leaning: Option<(Leaning, LeanConfig)>,
+    leanings: Vec<ServingRole>,
+    /// By gateway and instance: what the scheduler has heard.
+    heard: Vec<Vec<InFlight>>,
     slo: fairlead_routing::Slo,
 }
 
@@ -99,7 +106,7 @@ impl Gateways {
         ids.iter().for_each(|id| index.bind(*id));
         let times = ReplicaConfig::default();
         let gateways = setup.gateways.max(1);
-        let list = (0..gateways as u64)
+        let list: Vec<Gateway> = (0..gateways as u64)
             .map(|number| {
                 let (tree, placed) = fairlead_prefix::new(config(instances));
                 let mut overlay = Overlay::new(tree, times.overlay_bytes, times.overlay_keep_us);
@@ -120,6 +127,7 @@ impl Gateways {
                 })
             })
             .collect::<Result<_, BadPolicy>>()?;
+        let pairs = list.iter().any(|gateway: &Gateway| gateway.strategy.pairing().is_some());
         let mut gateways = Self {
             list,
             index,
@@ -134,6 +142,12 @@ impl Gateways {
             tried: Vec::new(),
             rng: Rng::new(mix(seed ^ 0x6761_7465)),
             learns: setup.learn,
+            leaning: (setup.leaning && setup.prefillers.is_none() && pairs).then(|| {
+                let tpot = setup.told_slo.map_or(0.05, |slo| slo.tpot);
+                (Leaning::default(), LeanConfig { tpot_us: (tpot * 1e6) as f32, ..LeanConfig::default() })
+            }),
+            leanings: vec![ServingRole::Both; instances],
+            heard: vec![vec![InFlight::default(); instances]; gateways],
             slo: setup.told_slo.map_or_else(Default::default, |slo| fairlead_routing::Slo {
                 ttft_us: micros(slo.ttft) as u32,
                 tpot_us: micros(slo.tpot) as u32,
@@ -175,7 +189,7 @@ impl Gateways {
             let entry = |(i, id): (usize, &TargetId)| {
                 let cells = before.get(*id).map_or_else(|| Arc::new(TargetCells::new()), |e| e.cells.clone());
                 let entry = TargetEntry::new(*id, self.infos[i].clone(), 0, self.ready[i], cells);
-                Some(Arc::new(entry.with_cache(CacheSource::Events)))
+                Some(Arc::new(entry.with_cache(CacheSource::Events).with_leaning(self.leanings[i])))
             };
             gateway.fleet.publish(self.ids.iter().enumerate().map(entry).collect());
         }
@@ -205,6 +219,10 @@ impl Gateways {
                 News::Peer { gateway, instance, sums } => {
                     self.told[gateway][instance] = sums;
                     self.show_peers(instance, at_us);
+                }
+                News::Leaning { instance, leaning } => {
+                    self.leanings[instance] = leaning;
+                    self.publish();
                 }
                 News::Target { instance, id, ready } => self.target(instance, id, ready),
             }
@@ -249,11 +267,45 @@ impl Gateways {
 
     /// Tells the others what a gateway has in flight at an instance.
     fn tell(&mut self, gateway: usize, instance: usize, now_us: u64) {
-        if self.list.len() > 1
-            && let Some(cells) = self.cells(gateway, instance)
-        {
-            let sums = cells.counters.in_flight();
+        if self.list.len() == 1 && self.leaning.is_none() {
+            return;
+        }
+        let Some(cells) = self.cells(gateway, instance) else { return };
+        let sums = cells.counters.in_flight();
+        self.lean(gateway, instance, &sums, now_us);
+        if self.list.len() > 1 {
             self.mail.send(now_us, News::Peer { gateway, instance, sums });
+        }
+    }
+
+    /// The scheduler hears what a gateway has in flight, and looks at the pool when it is time.
+    fn lean(&mut self, gateway: usize, instance: usize, sums: &InFlightSums, now_us: u64) {
+        let Some((leaning, config)) = &mut self.leaning else { return };
+        let narrow = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        let now = InFlight {
+            target: 0,
+            requests: narrow(sums.requests),
+            prefilling: narrow(sums.prefilling),
+            prefill_tokens: sums.prefill_tokens,
+            prefill_us: sums.prefill_us,
+            context_tokens: sums.context_tokens,
+        };
+        let before = std::mem::replace(&mut self.heard[gateway][instance], now);
+        leaning.observe(config, self.ids[instance], &before, &now, false, now_us);
+        if now_us < leaning.due_us() {
+            return;
+        }
+        let table = self.list[0].fleet.table();
+        let costs = |id: TargetId| {
+            let constants = table.get(id).map_or(Constants::PRIOR, |entry| entry.cells.costs.read());
+            let Constants { prefill, attention, step, sequence, context, chunk } = constants;
+            Costs { prefill, attention, step, sequence, context, chunk, prefills: 0, decodes: 0 }
+        };
+        let ready = self.ids.iter().zip(&self.ready).filter(|(_, ready)| **ready);
+        let pool: Vec<LeanTarget> = ready.map(|(id, _)| LeanTarget { id: *id, costs: costs(*id) }).collect();
+        drop(table);
+        for (id, leaning) in leaning.look(config, &pool, now_us) {
+            self.mail.send(now_us, News::Leaning { instance: usize::from(id.slot), leaning });
         }
     }
 
@@ -315,7 +367,7 @@ impl Gateways {
 
     /// Ends a request's reservation and tells the others.
     fn release(&mut self, request: RequestId, now_us: u64) {
-        if let Some(InFlight { gateway, reservation, prefill }) = self.requests[request as usize].take() {
+        if let Some(Flight { gateway, reservation, prefill, .. }) = self.requests[request as usize].take() {
             let decode = usize::from(reservation.target().id.slot);
             drop(reservation);
             self.tell(gateway as usize, decode, now_us);
@@ -378,7 +430,7 @@ impl Decider for Gateways {
         });
         let placing = Placing { decode: instance, prefill: prefill.as_ref().map(|leg| leg.instance) };
         self.requests[request as usize] =
-            Some(InFlight { gateway: number as u32, reservation: plan.reservation, prefill });
+            Some(Flight { gateway: number as u32, reservation: plan.reservation, prefill, first_us: None });
         self.tell(number, instance, now_us);
         placing.prefill.iter().for_each(|prefill| self.tell(number, *prefill, now_us));
         Some(placing)
@@ -411,6 +463,7 @@ impl Decider for Gateways {
             Event::FirstToken { request, instance, .. } => {
                 if let Some(flight) = &mut self.requests[request as usize] {
                     let seen = flight.reservation.first_token(now_us);
+                    flight.first_us = Some(now_us);
                     let gateway = flight.gateway as usize;
                     if let Some(leg) = flight.prefill.as_ref().filter(|leg| leg.ended_us > 0) {
                         let took = now_us.saturating_sub(leg.ended_us) as f32 - leg.step_us;
@@ -425,8 +478,7 @@ impl Decider for Gateways {
                 }
             }
             Event::Prefilled { request, instance, .. } => {
-                if let Some(InFlight { gateway, prefill: Some(leg), .. }) =
-                    &mut self.requests[request as usize]
+                if let Some(Flight { gateway, prefill: Some(leg), .. }) = &mut self.requests[request as usize]
                     && let Some(mut reservation) = leg.reservation.take()
                 {
                     leg.ended_us = now_us;
@@ -441,6 +493,13 @@ impl Decider for Gateways {
             Event::Finished { request, instance } => {
                 if let Some(flight) = &self.requests[request as usize] {
                     let tokens = world.workload().requests[request as usize].output_tokens;
+                    if let Some((leaning, config)) = &mut self.leaning
+                        && let Some(first) = flight.first_us
+                        && tokens > 1
+                    {
+                        let late = (now_us - first) as f32 / (tokens - 1) as f32 > config.tpot_us;
+                        leaning.answered(config, 1, late.into(), now_us);
+                    }
                     let seen = flight.reservation.last_token(now_us, tokens);
                     let gateway = flight.gateway as usize;
                     self.learn(gateway, instance, now_us, |learner| {

@@ -53,6 +53,8 @@ pub struct Setup {
     pub prefillers: Option<usize>,
     /// What it takes to hand KV over.
     pub transfer: TransferSpec,
+    /// Whether the scheduler has instances without fixed roles lean to prefill or decode.
+    pub leaning: bool,
     /// Gateways.
     pub gateways: usize,
     /// Time until a gateway knows what an engine or another gateway has done, seconds.
@@ -76,6 +78,7 @@ impl Setup {
             pool: vec![instance; instances],
             prefillers: None,
             transfer: TransferSpec::default(),
+            leaning: true,
             gateways: 1,
             state_delay: 0.0,
             failures: Vec::new(),

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use fairlead_prefix::{Config, Reader, Writer};
 use fairlead_routing::{EngineFigures, InFlightSums};
 use fairlead_wire::TargetId;
+use fairlead_wire::msg::ServingRole;
 
 use super::workload::Workload;
 use crate::model::CacheChange;
@@ -23,6 +24,8 @@ pub(super) enum News {
     Cache { instance: usize, changes: Vec<CacheChange> },
     /// What a gateway has in flight at an instance.
     Peer { gateway: usize, instance: usize, sums: InFlightSums },
+    /// The scheduler would rather have an instance play another part.
+    Leaning { instance: usize, leaning: ServingRole },
     /// An instance has died, or has come back as a new target.
     Target { instance: usize, id: TargetId, ready: bool },
 }

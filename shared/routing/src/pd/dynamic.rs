@@ -2,7 +2,7 @@
 
 use super::transfer::Transfers;
 use super::{Pair, PairChoice, Pairing};
-use crate::fleet::{LATELY_S, PaceSeen, Parts};
+use crate::fleet::{PaceSeen, Parts};
 use crate::policy::cost::{Cost, Outlook};
 use crate::policy::{Candidate, Choice, Decision, Missing, Policy, Reason, Scope};
 use crate::rng::Rng;
@@ -13,6 +13,9 @@ use fairlead_wire::msg::ServingRole;
 const BEST: usize = 4;
 /// Share of the prompt that a target must hold for its being served there to count as a conversation going on.
 const CONVERSATION: f32 = 0.5;
+
+/// Tokens of a short answer, which bear the whole of a prefill that falls among them.
+const SHORT_ANSWER: f32 = 64.0;
 
 pub(crate) struct DynamicPdSplit {
     cost: Cost,
@@ -27,20 +30,27 @@ struct View {
     tpot: f32,
 }
 
-/// A choice's rank: how far it misses the limits (at most 1 where it keeps them), then its cost.
+/// A choice's rank: how slow tokens become over their limit, how late the first one is over its own (1 where they are
+/// kept), then its cost. Slow tokens come first: they are those of all that decode there, the late one is one.
 #[derive(Clone, Copy, Debug)]
 struct Rank {
-    missed: f32,
+    slow: f32,
+    late: f32,
     cost: f32,
 }
 
 impl Rank {
-    fn new(missed: f32, cost: f32) -> Self {
-        Self { missed: missed.max(1.0), cost }
+    fn new(slow: f32, late: f32, cost: f32) -> Self {
+        Self { slow: slow.max(1.0), late: late.max(1.0), cost }
     }
 
     fn is_before(&self, other: &Self) -> bool {
-        self.missed.total_cmp(&other.missed).then(self.cost.total_cmp(&other.cost)).is_lt()
+        let order = self.slow.total_cmp(&other.slow).then(self.late.total_cmp(&other.late));
+        order.then(self.cost.total_cmp(&other.cost)).is_lt()
+    }
+
+    fn keeps(&self) -> bool {
+        self.slow.max(self.late) <= 1.0
     }
 }
 
@@ -104,9 +114,9 @@ impl DynamicPdSplit {
     }
 }
 
-/// Mean time per token where prefill takes that share of the time.
-fn tpot(step: f32, share: f32) -> f32 {
-    step / (1.0 - share.min(0.95))
+/// Mean time per token where prefill takes that share of the time and `more` falls to a short answer besides.
+fn tpot(step: f32, share: f32, more: f32) -> f32 {
+    step / (1.0 - share.min(0.95)) + more / SHORT_ANSWER
 }
 
 impl Policy for DynamicPdSplit {
@@ -138,11 +148,17 @@ impl Pairing for DynamicPdSplit {
         _side: &mut Vec<Candidate>,
         rng: &mut Rng,
     ) -> Option<PairChoice> {
-        const LATELY_US: f32 = LATELY_S as f32 * 1e6;
         let view = self.view(decision);
         let all = decision.candidates;
         let transfers = Transfers::new(decision, &self.settings, all.iter().find(|c| c.domain > 0)?);
         let (mut local, mut prefill, mut decode) = (Best::new(), Best::new(), Best::new());
+        // Where the scheduler has parted the pool, each part keeps to its own. A pool that nobody has parted serves whole
+        // requests: each gateway by itself would part it in another way.
+        let parted = all.iter().any(|c| c.leaning != ServingRole::Both || !c.parts.has(Parts::WHOLE));
+        if !parted {
+            let choice = self.cost.pick(decision, rng).ok()?;
+            return Some(PairChoice::Whole { index: choice.index, reason: Reason::Local });
+        }
         let mut seen = PaceSeen::default();
         // From a place that is drawn, so that equals are not always taken in the same order.
         let from = rng.below(all.len());
@@ -155,26 +171,30 @@ impl Pairing for DynamicPdSplit {
             seen.targets += 1.0;
             let share = decision.prefill_share(c, &p);
             // Those that decode there wait for the prompt as much as for all that is prefilled there.
-            let with_prompt = share + p.own / LATELY_US;
-            let disturbed = if p.batch > 0.0 { tpot(p.step, with_prompt) } else { 0.0 };
-            if c.parts.has(Parts::WHOLE) {
-                let tpot = tpot(p.step_after, with_prompt);
-                let missed = (p.ttft / view.ttft).max(tpot / view.tpot);
+            // A target that leans to prefill has few left to decode, soon none: they are not spared, or its whole part of
+            // the prefill would fall to others.
+            let spared = p.batch > 0.0 && c.leaning != ServingRole::Prefill;
+            let disturbed = if spared { tpot(p.step, share, p.own) } else { 0.0 };
+            if c.parts.has(Parts::WHOLE) && c.leaning != ServingRole::Prefill {
+                let tpot = tpot(p.step_after, share, p.own);
                 let cost = self.lean(c, ServingRole::Both, costed.prefill + costed.decode);
-                local.offer(Side { index, rank: Rank::new(missed, cost), ttft: p.ttft, tpot });
+                let rank = Rank::new(tpot / view.tpot, p.ttft / view.ttft, cost);
+                local.offer(Side { index, rank, ttft: p.ttft, tpot });
             }
-            if c.parts.has(Parts::PREFILL) {
-                let missed = (p.ttft / view.ttft).max(disturbed / view.tpot);
+            if c.parts.has(Parts::PREFILL)
+                && (c.leaning == ServingRole::Prefill || !c.parts.has(Parts::DECODE))
+            {
                 let cost = self.lean(c, ServingRole::Prefill, costed.prefill);
-                prefill.offer(Side { index, rank: Rank::new(missed, cost), ttft: p.ttft, tpot: disturbed });
+                let rank = Rank::new(disturbed / view.tpot, p.ttft / view.ttft, cost);
+                prefill.offer(Side { index, rank, ttft: p.ttft, tpot: disturbed });
             }
-            if c.parts.has(Parts::DECODE) {
+            if c.parts.has(Parts::DECODE) && c.leaning != ServingRole::Prefill {
                 let moved = transfers.between_hosts(decision, c);
                 let ttft = moved + p.step_after + p.room;
-                let tpot = tpot(p.step_after, share);
-                let missed = (ttft / view.ttft).max(tpot / view.tpot);
+                let tpot = tpot(p.step_after, share, 0.0);
                 let cost = self.lean(c, ServingRole::Decode, ttft + costed.decode);
-                decode.offer(Side { index, rank: Rank::new(missed, cost), ttft, tpot });
+                let rank = Rank::new(tpot / view.tpot, ttft / view.ttft, cost);
+                decode.offer(Side { index, rank, ttft, tpot });
             }
         }
         let local = local.sides[0];
@@ -188,8 +208,8 @@ impl Pairing for DynamicPdSplit {
                 let transfer = transfers.time(decision, from, to);
                 let saved = transfers.between_hosts(decision, to) - transfer;
                 let ttft = p.ttft + d.ttft - saved;
-                let missed = (ttft / view.ttft).max(p.tpot.max(d.tpot) / view.tpot);
-                let rank = Rank::new(missed, p.rank.cost + d.rank.cost - saved);
+                let slow = p.tpot.max(d.tpot) / view.tpot;
+                let rank = Rank::new(slow, ttft / view.ttft, p.rank.cost + d.rank.cost - saved);
                 if remote.as_ref().is_none_or(|(_, best, ..)| rank.is_before(best)) {
                     remote = Some((Pair { prefill: p.index, decode: d.index }, rank, ttft, transfer));
                 }
@@ -206,10 +226,9 @@ impl Pairing for DynamicPdSplit {
             Ok(side) => {
                 decision.model.pace.note(&seen, own(side.index));
                 let held = decision.request.tokens_of(all[side.index].cached_blocks);
-                let backed_up =
-                    remote.is_some_and(|(_, rank, ttft, _)| rank.missed > 1.0 && ttft > view.ttft);
+                let backed_up = remote.is_some_and(|(_, rank, ..)| rank.late > 1.0);
                 let reason = match () {
-                    () if side.rank.missed > 1.0 => Reason::SloInfeasible,
+                    () if !side.rank.keeps() => Reason::SloInfeasible,
                     () if held as f32 >= CONVERSATION * decision.request.prompt_tokens as f32 => {
                         Reason::LocalPrefix
                     }
@@ -220,7 +239,7 @@ impl Pairing for DynamicPdSplit {
             }
             Err((pair, rank, ttft_us, transfer_us)) => {
                 decision.model.pace.note(&seen, own(pair.prefill));
-                let reason = if rank.missed > 1.0 { Reason::RemoteInfeasible } else { Reason::Remote };
+                let reason = if rank.keeps() { Reason::Remote } else { Reason::RemoteInfeasible };
                 Some(PairChoice::Apart { pair, reason, ttft_us, transfer_us, missing: None })
             }
         }

@@ -4,7 +4,9 @@ mod bars;
 mod cases;
 mod eas;
 mod measure;
+mod mixes;
 pub mod oracle;
+mod pd;
 mod report;
 mod traces;
 
@@ -33,8 +35,11 @@ const QUICK: [&str; 8] = [
 /// # Errors
 /// A trace cannot be read, a file not written, or with `--check` a bar is missed.
 pub fn run(options: &Options, sheet: &mut Sheet) -> anyhow::Result<()> {
-    let mut traces = Traces::new();
     let seeds = if options.quick { 1 } else { 3 };
+    if options.pd {
+        return apart(options, seeds, sheet);
+    }
+    let mut traces = Traces::new();
     let policies: Vec<String> = if options.quick {
         QUICK.map(str::to_owned).into()
     } else {
@@ -68,6 +73,33 @@ pub fn run(options: &Options, sheet: &mut Sheet) -> anyhow::Result<()> {
     }
     if options.check && missed > 0 {
         bail!("{missed} of {} bars are missed", bars.len());
+    }
+    if !options.check && options.write.is_none() {
+        apart(options, seeds, sheet)?;
+    }
+    Ok(())
+}
+
+/// Prefill and decode apart.
+fn apart(options: &Options, seeds: u64, sheet: &mut Sheet) -> anyhow::Result<()> {
+    let pd = pd::measure(options.quick, seeds);
+    pd.rows(sheet);
+    let (shown, missed) = bars::shown(&pd.bars());
+    sheet.page(pd.markdown());
+    if options.check {
+        say(&shown);
+    } else {
+        sheet.page(shown);
+    }
+    if let Some(path) = &options.write {
+        let picture = path.with_extension("svg");
+        let part = report::bars_of("`dynamic-pd-split`", &pd.bars(), seeds) + &pd.markdown();
+        let name = picture.file_name().unwrap_or_default().to_string_lossy();
+        report::write(path, &format!("{part}\n![goodput through the flip]({name})\n"))?;
+        std::fs::write(&picture, pd.plot())?;
+    }
+    if options.check && missed > 0 {
+        bail!("{missed} of {} bars are missed", pd.bars().len());
     }
     Ok(())
 }

@@ -106,15 +106,7 @@ fn own(name: &str) -> String {
 
 /// The part of the documentation that is measured.
 pub fn markdown(measured: &[Measured<'_>], bars: &[Bar], seeds: u64) -> String {
-    let mut text =
-        String::from("## The bars\n\n| | case | asked of `cost` | `cost` | limit |\n|---|---|---|---|---|\n");
-    for Bar { case, asks, ours, limit, passed } in bars {
-        let verdict = if *passed { "✓" } else { "**missed**" };
-        let _ = writeln!(text, "| {verdict} | {case} | {asks} | {ours:.4} | {limit:.4} |");
-    }
-    let missed = bars.iter().filter(|bar| !bar.passed).count();
-    let _ =
-        writeln!(text, "\n{} of {} are reached. Means of {seeds} seeds.", bars.len() - missed, bars.len());
+    let mut text = bars_of("`cost`", bars, seeds);
     for m in measured {
         if matches!(m.case.part, Part::Load { gateways: 1, .. }) {
             load(m, &mut text);
@@ -131,6 +123,20 @@ pub fn markdown(measured: &[Measured<'_>], bars: &[Bar], seeds: u64) -> String {
     grid("Other engines", &part(Part::Sensitivity), &mut text);
     grid("Engines that cost other than believed", &part(Part::Belief), &mut text);
     closed(&part(Part::Loop), &mut text);
+    text
+}
+
+/// What a policy has to reach, and whether it does.
+pub fn bars_of(policy: &str, bars: &[Bar], seeds: u64) -> String {
+    let mut text =
+        format!("## The bars\n\n| | case | asked of {policy} | {policy} | limit |\n|---|---|---|---|---|\n");
+    for Bar { case, asks, ours, limit, passed } in bars {
+        let verdict = if *passed { "✓" } else { "**missed**" };
+        let _ = writeln!(text, "| {verdict} | {case} | {asks} | {ours:.4} | {limit:.4} |");
+    }
+    let missed = bars.iter().filter(|bar| !bar.passed).count();
+    let _ =
+        writeln!(text, "\n{} of {} are reached. Means of {seeds} seeds.", bars.len() - missed, bars.len());
     text
 }
 
