@@ -39,6 +39,11 @@ impl Default for PrefillDown {
 }
 
 impl PrefillDown {
+    /// A request that could be split has found neither a pair nor a target for the whole of it.
+    pub fn no_pair(&self, model: &Arc<str>, now_us: u64) {
+        self.down(model, now_us);
+    }
+
     /// Takes a request's first decision into account. (Later ones avoid targets that have failed this request only.)
     pub fn note(&self, model: &Arc<str>, plan: &Plan, now_us: u64) {
         match plan.reason {
@@ -65,7 +70,7 @@ impl PrefillDown {
             return;
         }
         self.on.fetch_add(1, Ordering::Relaxed);
-        tracing::warn!(%model, "no prefill target can be used: requests are served whole by decode targets");
+        tracing::warn!(%model, "no prefill target can be used: requests are served whole, where any target does that");
     }
 
     fn up(&self, model: &Arc<str>, now_us: u64) {

@@ -231,7 +231,7 @@ pub fn uncached(prompt: &Prompt, routed: &Routed<'_>, blocks: u32) -> u32 {
 }
 
 /// Whether prefill and decode may be placed apart.
-fn splits(prompt: &Prompt, shared: &Shared) -> bool {
+pub fn splits(prompt: &Prompt, shared: &Shared) -> bool {
     let said = &prompt.said;
     if !matches!(prompt.api, Api::Chat | Api::Completions | Api::Responses | Api::Messages)
         || said.max_output == Some(0)
@@ -291,4 +291,24 @@ fn existing(models: &[Arc<str>]) -> String {
     let more = models.len().saturating_sub(LISTED_MODELS);
     let tail = if more > 0 { format!(" and {more} more") } else { String::new() };
     format!("Models that exist: {}{tail}.", listed.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arrays_of_texts_and_of_ids_are_several_prompts() {
+        for (value, several) in [
+            ("\"a\"", false),
+            ("\"[\"", false),
+            ("[1, 2]", false),
+            ("[]", false),
+            ("[{\"role\":\"user\"}]", false),
+            ("[\"a\"]", true),
+            (" [ [1], [2]]", true),
+        ] {
+            assert_eq!(holds_prompts(value.as_bytes()), several, "{value}");
+        }
+    }
 }

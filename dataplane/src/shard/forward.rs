@@ -12,7 +12,7 @@ use super::answer::{PassedOn, Refusal};
 use super::attempt::{Attempt, Failed, Side};
 use super::budget::Share;
 use super::deadlines::Guard;
-use super::decide::{Effort, PlacementNote, Prompt, Reading, pick, read_prompt};
+use super::decide::{Effort, PlacementNote, Prompt, Reading, pick, read_prompt, splits};
 use super::failure::{failed, no_plan};
 use super::speed;
 use super::upstream::{Cause, Waited, unless_gone};
@@ -301,7 +301,16 @@ impl<R: Runtime> Attempts<'_, R> {
         };
         let (prompt, routed) = (&self.prompt, &self.routed);
         let mut scratch = shard.scratch.borrow_mut();
-        let mut plan = pick(prompt, routed, &self.tried, &shard.shared, &mut scratch, explain, now_us)?;
+        let picked = pick(prompt, routed, &self.tried, &shard.shared, &mut scratch, explain, now_us);
+        let mut plan = match picked {
+            Ok(plan) => plan,
+            Err(why) => {
+                if why == NoPlan::NoneWhole && self.tried.is_empty() && splits(prompt, &shard.shared) {
+                    shard.shared.prefill_down.no_pair(&prompt.model, now_us);
+                }
+                return Err(why);
+            }
+        };
         if logged && let Some(explain) = self.explain.as_deref().or(unasked.as_ref()) {
             let (request, why) = (self.request.request_id, explain.to_json(EXPLAIN_LOG));
             tracing::debug!(target: "fairlead::explain", request, model = %prompt.model, "{why}");

@@ -415,3 +415,54 @@ fn gone<R: Runtime>(upstream: &R::Socket) -> Ended {
     upstream.shutdown(Direction::Both);
     Ended::ClientGone
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::{HeadLimits, Parsed};
+
+    fn head(text: &str) -> ResponseHead {
+        let mut head = ResponseHead::new();
+        assert_eq!(head.parse(text.as_bytes(), false, &HeadLimits::default()), Parsed::Done(text.len()));
+        head
+    }
+
+    #[test]
+    fn a_failure_before_any_token_shows_in_the_first_bytes() {
+        let chunked = |status: &str| {
+            head(&format!(
+                "HTTP/1.1 {status}\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+            ))
+        };
+        let error = "data: {\"error\": {\"message\":\"m\"}}\n\n";
+        let token = "data: {\"choices\":[]}\n\n";
+        let chunk = |data: &str| format!("{:x}\r\n{data}\r\n", data.len());
+        for (rest, fails) in [
+            (chunk(error), true),
+            (format!("{}{}", chunk(error), chunk("data: [DONE]\n\n")), true),
+            (chunk(token), false),
+            (format!("{}{}", chunk(token), chunk(error)), false),
+            (chunk(&error[..20]), false),
+            (String::new(), false),
+            ("zz\r\n".to_owned(), false),
+        ] {
+            assert_eq!(begins_with_failure(&chunked("200 OK"), rest.as_bytes()), fails, "{rest}");
+        }
+        assert!(!begins_with_failure(&chunked("500 Oops"), chunk(error).as_bytes()));
+        let plain = head("HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n");
+        assert!(!begins_with_failure(&plain, error.as_bytes()));
+    }
+
+    #[test]
+    fn a_count_is_corrected_from_when_it_is_known() {
+        let cached = Cell::new(None);
+        let mut correction = Correction::new(&cached);
+        let usage = || *b"{\"usage\":{\"prompt_tokens_details\":{\"cached_tokens\":40}}}";
+        let mut piece = usage();
+        correction.apply(&mut piece);
+        assert_eq!(piece, usage());
+        cached.set(Some(7));
+        correction.apply(&mut piece);
+        assert!(piece.ends_with(b"\"cached_tokens\": 7}}}"));
+    }
+}

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use fairlead_openai::{Usage, usage_of_json};
+use fairlead_openai::{SseWatch, Usage, usage_of_json};
 use fairlead_routing::{Reservation, TargetEntry};
 
 use super::super::Shard;
@@ -276,12 +276,22 @@ impl<R: Runtime> PrefillLeg<R> {
             End::Refused(passed_on(&answer, &head, whole.body))
         } else if answer.is_encoded() {
             return Err((Cause::Broken("the answer to a prefill is compressed"), false));
+        } else if answer.is_event_stream() && tells_of_failure(&whole.body) {
+            return Err((Cause::Broken("a stream that tells of a failure"), false));
         } else {
             End::Done(Done { at_us: R::now_us(), answer: whole.body })
         };
         shard.keep_answer_head(answer);
         Ok((end, reusable))
     }
+}
+
+/// Whether a stream of events ended with an error. (SGLang's prefill side streams where the client asked for it.)
+fn tells_of_failure(events: &[u8]) -> bool {
+    let mut watch = SseWatch::new();
+    watch.feed(events);
+    watch.finish();
+    watch.failed
 }
 
 enum Asked {

@@ -31,8 +31,11 @@ use crate::runtime::{Runtime, Stream as _};
 
 use leg::{Done, End, Line, PrefillLeg};
 
-/// What prefill targets that push have told of themselves, and which hand-offs were complained about. Bounded by the
-/// number of targets there have been since the start.
+/// Targets that are remembered; at the bound all are forgotten, which costs each of them one request that is not sent at
+/// once, and one more line in the log.
+const REMEMBERED: usize = 4096;
+
+/// What prefill targets that push have told of themselves, and which hand-offs were complained about.
 #[derive(Default)]
 pub struct PushPeers {
     /// With the incarnation of the engine that told it.
@@ -48,7 +51,11 @@ impl PushPeers {
     }
 
     fn put(&self, target: &TargetEntry, peer: PushPeer) {
-        self.told.borrow_mut().insert(target.id, (target.info.incarnation, peer));
+        let mut told = self.told.borrow_mut();
+        if told.len() >= REMEMBERED {
+            told.clear();
+        }
+        told.insert(target.id, (target.info.incarnation, peer));
     }
 
     fn forget(&self, target: &TargetEntry) {
@@ -57,7 +64,11 @@ impl PushPeers {
 
     /// Says once that a target's hand-off cannot be spoken.
     fn complain(&self, target: &TargetEntry, handoff: Handoff, why: &str) {
-        if self.complained.borrow_mut().insert(target.id) {
+        let mut complained = self.complained.borrow_mut();
+        if complained.len() >= REMEMBERED {
+            complained.clear();
+        }
+        if complained.insert(target.id) {
             tracing::warn!(target = %target.name, handoff = handoff.as_str(), why, "requests are not split: no hand-off");
         }
     }

@@ -176,7 +176,8 @@ fn cell(shape: Shape, load: f64, reading: f64, seconds: f64, seeds: u64) -> Cell
         Summary::mean(&workloads.iter().map(summary).collect::<Vec<_>>())
     };
     let fixed: Vec<_> = (1..INSTANCES).map(|split| (split, mean(Some(split), FIXED))).collect();
-    let best = fixed.iter().rev().max_by(|a, b| a.1.goodput.total_cmp(&b.1.goodput)).map_or(1, |(split, _)| *split);
+    let best =
+        fixed.iter().rev().max_by(|a, b| a.1.goodput.total_cmp(&b.1.goodput)).map_or(1, |(split, _)| *split);
     Cell {
         shape,
         load,
