@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,9 +65,9 @@ pub enum Tried {
     /// The attempt is over.
     Ended(Attempt),
     /// Not a byte came back.
-    Silent(Box<Plan>, Cause),
+    Silent(Cause),
     /// The engine did not take a hand-off.
-    Refused(Box<Plan>),
+    Refused,
 }
 
 /// Header lines of a leg, and what goes with them.
@@ -84,9 +84,8 @@ pub struct HeadOf<'a> {
     pub plain: bool,
 }
 
-/// An answer that is about to be relayed.
+/// The beginning of an answer, as it came.
 struct Begun {
-    answer: ResponseHead,
     head: Bytes,
     rest: BytesMut,
     sent: bool,
@@ -94,8 +93,9 @@ struct Begun {
 }
 
 impl<R: Runtime> Attempts<'_, R> {
-    /// One attempt, whole or with a hand-off.
-    pub(super) async fn attempt(&mut self, mut plan: Plan) -> Attempt {
+    /// One attempt, whole or with a hand-off. Plans are passed by reference: each of these functions' futures would hold
+    /// a copy of its own.
+    pub(super) async fn attempt(&mut self, plan: &mut Plan) -> Attempt {
         self.prefilled = false;
         self.attempts += 1;
         match plan.prefill.take() {
@@ -106,28 +106,21 @@ impl<R: Runtime> Attempts<'_, R> {
     }
 
     /// An attempt at one target, with one more connection where a kept one turns out to be dead.
-    pub(super) async fn whole(&mut self, plan: Plan) -> Attempt {
-        let target = plan.target().clone();
-        let upstream = match self.connect(&target, false).await {
-            Ok(upstream) => upstream,
-            Err(attempt) => return attempt,
-        };
-        let reused = upstream.reused;
-        match self.send_whole(upstream, plan).await {
-            Tried::Ended(attempt) => attempt,
-            Tried::Silent(plan, cause) if reused => {
+    pub(super) async fn whole(&mut self, plan: &mut Plan) -> Attempt {
+        let mut fresh = false;
+        loop {
+            let upstream = match self.connect(plan.target(), fresh).await {
+                Ok(upstream) => upstream,
+                Err(attempt) => return attempt,
+            };
+            let reused = upstream.reused;
+            match self.send_whole(upstream, plan).await {
+                Tried::Ended(attempt) => return attempt,
                 // A kept connection that ends without a byte was most likely closed while it was idle.
-                let upstream = match self.connect(&target, true).await {
-                    Ok(upstream) => upstream,
-                    Err(attempt) => return attempt,
-                };
-                match self.send_whole(upstream, *plan).await {
-                    Tried::Ended(attempt) => attempt,
-                    Tried::Silent(..) | Tried::Refused(_) => Attempt::failed(cause),
-                }
+                Tried::Silent(_) if reused && !fresh => fresh = true,
+                Tried::Silent(cause) => return Attempt::failed(cause),
+                Tried::Refused => return Attempt::failed(Cause::HandoffRefused),
             }
-            Tried::Silent(_, cause) => Attempt::failed(cause),
-            Tried::Refused(_) => Attempt::failed(Cause::HandoffRefused),
         }
     }
 
@@ -146,22 +139,23 @@ impl<R: Runtime> Attempts<'_, R> {
         }
     }
 
-    async fn send_whole(&mut self, upstream: Upstream<R>, plan: Plan) -> Tried {
-        let target = plan.target();
-        let length = self.request.body.len();
-        let head = self.head_for(&HeadOf { target, length, add: &[], id: None, plain: false });
-        let write = upstream.socket.write_both(Bytes::from(head), self.request.body.clone());
+    async fn send_whole(&mut self, upstream: Upstream<R>, plan: &mut Plan) -> Tried {
+        let head = {
+            let (target, length) = (plan.target(), self.request.body.len());
+            self.head_for(&HeadOf { target, length, add: &[], id: None, plain: false })
+        };
+        let write = pin!(upstream.socket.write_both(Bytes::from(head), self.request.body.clone()));
         let prefill = Duration::from_micros(plan.predicted_ttft_us.into());
-        self.try_on(upstream.socket, write, plan, prefill, None).await
+        self.try_on(&upstream.socket, write, plan, prefill, None).await
     }
 
     /// Uses a connection: `write` sends the request. Without a first token to be seen, the prefill is taken to be over
     /// after `prefill`.
     pub(super) async fn try_on<W>(
         &mut self,
-        socket: R::Socket,
-        write: W,
-        mut plan: Plan,
+        socket: &R::Socket,
+        write: Pin<&mut W>,
+        plan: &mut Plan,
         prefill: Duration,
         split: Option<&Split<R>>,
     ) -> Tried
@@ -175,18 +169,14 @@ impl<R: Runtime> Attempts<'_, R> {
         let hold = self.shard.options.timeouts.head_hold;
         let sent_us = split.map_or_else(R::now_us, Split::began_us);
         let exchanged =
-            exchange::<R, _, _, _, _>(&socket, &mut reads, write, &mut answer, self.client.watch, hold);
-        let exchanged = speed::presuming::<R, _>(&self.prompt, &mut plan, prefill, exchanged).await;
+            exchange::<R, _, _, _, _>(socket, &mut reads, write, &mut answer, self.client.watch, hold);
+        let exchanged = speed::presuming::<R, _>(&self.prompt, plan, prefill, exchanged).await;
         let (head, rest, sent) = match exchanged {
             Exchanged::Answer { head, rest, sent } => (head, rest, sent),
             Exchanged::Gone => return Tried::Ended(Attempt::Done(Outcome::Left)),
             Exchanged::Failed { cause, silent } => {
                 socket.shutdown(Direction::Both);
-                return if silent {
-                    Tried::Silent(Box::new(plan), cause)
-                } else {
-                    Tried::Ended(Attempt::failed(cause))
-                };
+                return if silent { Tried::Silent(cause) } else { Tried::Ended(Attempt::failed(cause)) };
             }
         };
         let status = answer.status().as_u16();
@@ -194,7 +184,7 @@ impl<R: Runtime> Attempts<'_, R> {
             && (split.is_refused_by(status, plan.target()) || begins_with_failure(&answer, &rest))
         {
             socket.shutdown(Direction::Both);
-            return Tried::Refused(Box::new(plan));
+            return Tried::Refused;
         }
         if status == 503
             && let Some(next) = self.elsewhere(&[plan.target()])
@@ -202,8 +192,10 @@ impl<R: Runtime> Attempts<'_, R> {
             socket.shutdown(Direction::Both);
             return Tried::Ended(Attempt::Elsewhere(Box::new(next), Cause::Busy));
         }
-        let begun = Begun { answer, head, rest, sent, sent_us };
-        Tried::Ended(Attempt::Done(self.relay(&socket, &mut reads, begun, plan, split).await))
+        let begun = Begun { head, rest, sent, sent_us };
+        let outcome = self.relay(socket, &mut reads, &answer, begun, plan, split).await;
+        self.shard.keep_answer_head(answer);
+        Tried::Ended(Attempt::Done(outcome))
     }
 
     /// Relays an answer. Nothing is retried any more: the body's memory is given back before the first byte goes out.
@@ -211,16 +203,18 @@ impl<R: Runtime> Attempts<'_, R> {
         &mut self,
         socket: &R::Socket,
         reads: &mut Reads<'_, F, M>,
+        answer: &ResponseHead,
         begun: Begun,
-        plan: Plan,
+        plan: &mut Plan,
         split: Option<&Split<R>>,
     ) -> Outcome
     where
         F: Future<Output = ReadResult>,
         M: Fn(BytesMut) -> F,
     {
-        let Begun { answer, head, rest, sent, sent_us } = begun;
-        let Plan { mut reservation, cached_blocks, predicted_ttft_us, .. } = plan;
+        let Begun { head, rest, sent, sent_us } = begun;
+        let Plan { reservation, cached_blocks, predicted_ttft_us, .. } = plan;
+        let (cached_blocks, predicted_ttft_us) = (*cached_blocks, *predicted_ttft_us);
         let target = reservation.target().clone();
         self.request.body = Bytes::new();
         self.pieces = Vec::new();
@@ -229,15 +223,15 @@ impl<R: Runtime> Attempts<'_, R> {
         self.prompt.path = Arc::default();
 
         let mut out = Vec::with_capacity(READ_SMALL);
-        let body = self.write_head(&answer, &head, &target, split, &mut out);
+        let body = self.write_head(answer, &head, &target, split, &mut out);
         drop(head);
         if let Some(split) = split {
-            split.answered(&answer, !rest.is_empty(), &mut reservation);
+            split.answered(answer, !rest.is_empty(), reservation);
         }
         let mut stream = Stream {
             reader: BodyReader::new(answer.framing()),
             body,
-            observer: Observer::of(&answer),
+            observer: Observer::of(answer),
             correction: split.map(Split::correction),
             api: self.prompt.api,
             request_id: self.request.request_id,
@@ -266,11 +260,8 @@ impl<R: Runtime> Attempts<'_, R> {
         if well {
             let (usage, events) = (stream.observer.usage(), stream.observer.events());
             let went = Went { seen, first_us: stream.first_us, last_us: stream.last_us, usage, events };
-            speed::note(&self.prompt, &mut reservation, &went)
-                .into_iter()
-                .for_each(|n| self.shard.shared.sped(n));
+            speed::note(&self.prompt, reservation, &went).into_iter().for_each(|n| self.shard.shared.sped(n));
         }
-        drop(reservation);
 
         let reusable = matches!(ended, Ended::Complete { clean: true }) && sent && answer.keep_alive();
         if reusable && !reads.is_pending() {
@@ -299,7 +290,6 @@ impl<R: Runtime> Attempts<'_, R> {
                 ended,
             },
         );
-        self.shard.keep_answer_head(answer);
         match ended {
             Ended::Complete { .. } => Outcome::Answered { keep_alive: body.keep_alive },
             Ended::ClientGone | Ended::Broken => Outcome::Cut,

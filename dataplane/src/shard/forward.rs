@@ -255,7 +255,7 @@ impl<R: Runtime> Attempts<'_, R> {
         loop {
             let placed = Placed::of(&plan);
             self.place(&placed);
-            let failure = match self.attempt(plan).await {
+            let failure = match self.attempt(&mut plan).await {
                 Attempt::Done(outcome) => return outcome,
                 Attempt::Elsewhere(next, cause) => {
                     self.withdraw(&placed);
@@ -268,6 +268,8 @@ impl<R: Runtime> Attempts<'_, R> {
                 }
                 Attempt::Failed(failure) => failure,
             };
+            // Its load is gone before another target is picked.
+            drop(plan);
             self.withdraw(&placed);
             let Failed { cause, side } = failure;
             let at_fault = match (side, placed.prefill) {

@@ -200,7 +200,7 @@ impl Asker for Patient {
 pub async fn exchange<R, F, M, W, A>(
     socket: &R::Socket,
     reads: &mut Reads<'_, F, M>,
-    write: W,
+    mut write: Pin<&mut W>,
     answer: &mut ResponseHead,
     asker: &mut A,
     hold: Duration,
@@ -214,7 +214,6 @@ where
 {
     let limits = HeadLimits::default();
     answer.reset();
-    let mut write = pin!(write);
     let mut sent = false;
     let mut writing = true;
     let mut silent = true;

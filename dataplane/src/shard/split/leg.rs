@@ -261,7 +261,7 @@ impl<R: Runtime> PrefillLeg<R> {
         let mut op = pin!(make(BytesMut::with_capacity(READ_SMALL)));
         let mut reads = Reads::new(op.as_mut(), make);
         let mut answer = shard.answers.borrow_mut().pop().unwrap_or_default();
-        let write = socket.write_pieces(pieces);
+        let write = pin!(socket.write_pieces(pieces));
         let exchanged =
             exchange::<R, _, _, _, _>(socket, &mut reads, write, &mut answer, &mut Patient, Duration::ZERO)
                 .await;

@@ -7,6 +7,7 @@
 mod leg;
 
 use std::cell::{Cell, RefCell};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -201,7 +202,7 @@ impl<R: Runtime> Split<R> {
 
 impl<R: Runtime> Attempts<'_, R> {
     /// An attempt at two targets.
-    pub(super) async fn split(&mut self, plan: Plan, prefill: PrefillPlan) -> Attempt {
+    pub(super) async fn split(&mut self, plan: &mut Plan, prefill: PrefillPlan) -> Attempt {
         let PrefillPlan { reservation, handoff, decode_cached_blocks, transfer_us, step_us } = prefill;
         let prefill = reservation.target().clone();
         let peers = &self.shard.push_peers;
@@ -286,7 +287,7 @@ impl<R: Runtime> Attempts<'_, R> {
     }
 
     /// The decode leg.
-    async fn decode(&mut self, plan: Plan, cached_blocks: u32, split: Split<R>, leg: Leg) -> Attempt {
+    async fn decode(&mut self, plan: &mut Plan, cached_blocks: u32, split: Split<R>, leg: Leg) -> Attempt {
         let target = plan.target().clone();
         self.pieces = self.leg(&target, leg, false);
         let expected = match split.prefilled_us {
@@ -294,7 +295,7 @@ impl<R: Runtime> Attempts<'_, R> {
             None => plan.predicted_ttft_us as f32,
         };
         let expected = Duration::from_micros(expected.max(0.0) as u64);
-        let (mut plan, mut fresh) = (plan, false);
+        let mut fresh = false;
         loop {
             let upstream = match self.connect(&target, fresh).await {
                 Ok(upstream) => upstream,
@@ -308,8 +309,8 @@ impl<R: Runtime> Attempts<'_, R> {
             }
             let deadline = self.shard.options.timeouts.prefill;
             *split.line.borrow_mut() = Some(Line::new(self.shard, upstream.socket.clone(), deadline));
-            let write = upstream.socket.write_pieces(self.pieces.clone());
-            match self.try_on(upstream.socket, write, plan, expected, Some(&split)).await {
+            let write = pin!(upstream.socket.write_pieces(self.pieces.clone()));
+            match self.try_on(&upstream.socket, write, plan, expected, Some(&split)).await {
                 Tried::Ended(Attempt::Failed(Failed { cause, .. })) => {
                     return self.decode_failed(&split, cause);
                 }
@@ -319,19 +320,19 @@ impl<R: Runtime> Attempts<'_, R> {
                     return Attempt::Elsewhere(next, cause);
                 }
                 Tried::Ended(done) => return done,
-                Tried::Silent(back, cause) => {
+                Tried::Silent(cause) => {
                     let late = split.line.borrow().as_ref().is_some_and(Line::is_late);
                     if !upstream.reused || fresh || late || split.leg.has_failed() {
                         return self.decode_failed(&split, cause);
                     }
-                    (plan, fresh) = (*back, true);
+                    fresh = true;
                 }
-                Tried::Refused(back) => {
+                Tried::Refused => {
                     if split.leg.has_failed() {
                         return self.decode_failed(&split, Cause::Died);
                     }
                     tracing::debug!(target = %target.name, handoff = split.handoff.as_str(), "hand-off refused");
-                    return self.alone(*back, cached_blocks, split).await;
+                    return self.alone(plan, cached_blocks, split).await;
                 }
             }
         }
@@ -402,7 +403,7 @@ impl<R: Runtime> Attempts<'_, R> {
     }
 
     /// The decode target serves the request by itself, if it can: what was arranged does not work.
-    async fn alone(&mut self, plan: Plan, cached_blocks: u32, split: Split<R>) -> Attempt {
+    async fn alone(&mut self, plan: &mut Plan, cached_blocks: u32, split: Split<R>) -> Attempt {
         if split.handoff == Handoff::NixlPush {
             self.shard.push_peers.forget(split.leg.target());
         }
@@ -417,33 +418,32 @@ impl<R: Runtime> Attempts<'_, R> {
         split.outcome.set("refused_local");
         // Ends the prefill leg, if it has not ended.
         drop(split);
-        let plan = self.whole_plan(plan, cached_blocks);
+        self.make_whole(plan, cached_blocks);
         self.whole(plan).await
     }
 
     /// The same where the legs cannot even be written.
-    async fn without(&mut self, plan: Plan, cached_blocks: u32, handoff: Handoff) -> Attempt {
+    async fn without(&mut self, plan: &mut Plan, cached_blocks: u32, handoff: Handoff) -> Attempt {
         if !plan.target().parts.has(Parts::WHOLE) {
             self.shard.metrics.handed_over(handoff, "prefill_failed");
             return Attempt::Failed(Failed { cause: Cause::HandoffRefused, side: Side::Prefill });
         }
         self.shard.metrics.handed_over(handoff, "refused_local");
-        let plan = self.whole_plan(plan, cached_blocks);
+        self.make_whole(plan, cached_blocks);
         self.whole(plan).await
     }
 
-    /// The plan of a request that its decode target serves by itself, `cached_blocks` of which it holds.
-    fn whole_plan(&self, plan: Plan, cached_blocks: u32) -> Plan {
+    /// Makes a plan one of a request that its decode target serves by itself, `cached_blocks` of which it holds.
+    fn make_whole(&self, plan: &mut Plan, cached_blocks: u32) {
         let target = plan.target().clone();
         let (prompt, uncached) =
             (self.prompt.tokens, decide::uncached(&self.prompt, &self.routed, cached_blocks));
         let cached = prompt.saturating_sub(uncached);
         let predicted = target.cells.costs.read().work(uncached as f32, cached as f32);
-        let reservation = Reservation::new(target, prompt.into(), uncached.into(), R::now_us());
-        let mut plan =
-            Plan { reservation, cached_blocks, predicted_ttft_us: predicted as u32, prefill: None, ..plan };
-        speed::picked(&self.prompt, &mut plan);
-        plan
+        plan.reservation = Reservation::new(target, prompt.into(), uncached.into(), R::now_us());
+        plan.cached_blocks = cached_blocks;
+        plan.predicted_ttft_us = predicted as u32;
+        speed::picked(&self.prompt, plan);
     }
 
     /// A leg as it goes out.
