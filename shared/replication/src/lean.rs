@@ -33,7 +33,7 @@ const BEARABLE: f32 = 1.15;
 /// Share of late answers at which any parting is worth a try.
 const HOPELESS: f32 = 0.2;
 /// By how much a mixed pool must be below its limit to be restored.
-const RETURN: f32 = 0.3;
+const RETURN: f32 = 0.4;
 /// How far what is seen moves what is predicted of a mixed pool.
 const FACTOR: (f32, f32) = (0.3, 3.0);
 
@@ -83,6 +83,10 @@ pub struct LeanTarget {
     pub id: TargetId,
     /// What its work costs.
     pub costs: Costs,
+    /// Requests that it runs at once, where known.
+    pub most_running: Option<u32>,
+    /// Its KV room, tokens, where known.
+    pub kv_tokens: Option<u64>,
 }
 
 /// What is known of a target.
@@ -121,6 +125,9 @@ struct Demand {
     context: f32,
     /// Prefill work of a prompt as a burst of it is met: the mean by work, microseconds.
     prompt: f32,
+    /// Requests that a target runs at once, and context that it has room for; infinite where not known.
+    most_running: f32,
+    kv_tokens: f32,
     costs: Costs,
 }
 
@@ -154,7 +161,11 @@ impl Demand {
         let (k, m) = (prefillers as f32, self.targets - prefillers as f32);
         let chunk = self.costs.prefill * self.costs.chunk;
         let load = self.prefill / (k * chunk / (chunk + self.costs.step));
-        (load / config.load).max(self.tpot(m, 1.0) / limit)
+        let tpot = self.tpot(m, 1.0);
+        // What decodes there at once, and its context: a request that finds no place waits for its first token.
+        let batch = self.tokens / m * tpot / 1e6;
+        let crowded = (batch / self.most_running).max(batch * self.context / self.kv_tokens);
+        (load.max(crowded) / config.load).max(tpot / limit)
     }
 }
 
@@ -169,13 +180,15 @@ pub struct Leaning {
     answers_us: u64,
     /// What was seen of the mixed pool over what was predicted.
     factor: f32,
+    /// Since when a parted pool need not be parted; 0 while it must.
+    calm_us: u64,
     due_us: u64,
 }
 
 impl Default for Leaning {
     fn default() -> Self {
         let (seen, demand, answers) = (AHashMap::new(), None, (0.0, 0.0));
-        Self { seen, demand, answers, answers_us: 0, factor: 1.0, due_us: 0 }
+        Self { seen, demand, answers, answers_us: 0, factor: 1.0, calm_us: 0, due_us: 0 }
     }
 }
 
@@ -246,7 +259,7 @@ impl Leaning {
         }
         let wanted = if config.enabled && pool.len() >= 2 {
             match self.measure(config, pool) {
-                Some(demand) => self.choose(config, &demand),
+                Some(demand) => self.choose(config, &demand, now_us),
                 // Nothing is asked of it: no reason to change anything.
                 None => return Vec::new(),
             }
@@ -303,11 +316,25 @@ impl Leaning {
         let demand = (smooth(before.0, work as f32), smooth(before.1, tokens));
         self.demand = Some(demand);
         let prompt = if done > 0.0 { (squares / done) as f32 } else { 0.0 };
-        Some(Demand { targets: n, prefill: demand.0, tokens: demand.1, context: each, prompt, costs })
+        let least = |of: &dyn Fn(&LeanTarget) -> Option<f32>| {
+            pool.iter().filter_map(of).fold(f32::INFINITY, f32::min)
+        };
+        let most_running = least(&|target| target.most_running.map(|n| n.max(1) as f32));
+        let kv_tokens = least(&|target| target.kv_tokens.map(|n| n.max(1) as f32));
+        Some(Demand {
+            targets: n,
+            prefill: demand.0,
+            tokens: demand.1,
+            context: each,
+            prompt,
+            most_running,
+            kv_tokens,
+            costs,
+        })
     }
 
     /// How many targets should prefill; none for a mixed pool.
-    fn choose(&mut self, config: &LeanConfig, demand: &Demand) -> usize {
+    fn choose(&mut self, config: &LeanConfig, demand: &Demand, now_us: u64) -> usize {
         let targets = demand.targets as usize;
         let mixed_now = self.seen.values().all(|seen| seen.leaning == ServingRole::Both);
         let (answers, late) = self.answers;
@@ -340,7 +367,13 @@ impl Leaning {
             }
             return if part { best } else { 0 };
         }
-        if strain(0) <= 1.0 - RETURN {
+        // Joined only when that has been enough for some time: a pause in what is asked is no reason.
+        if strain(0) > 1.0 - RETURN {
+            self.calm_us = 0;
+        } else if self.calm_us == 0 {
+            self.calm_us = now_us;
+        } else if now_us >= self.calm_us + config.dwell_us {
+            self.calm_us = 0;
             return 0;
         }
         let now = self

@@ -302,7 +302,13 @@ impl Gateways {
             Costs { prefill, attention, step, sequence, context, chunk, prefills: 0, decodes: 0 }
         };
         let ready = self.ids.iter().zip(&self.ready).filter(|(_, ready)| **ready);
-        let pool: Vec<LeanTarget> = ready.map(|(id, _)| LeanTarget { id: *id, costs: costs(*id) }).collect();
+        let pool: Vec<LeanTarget> = ready
+            .map(|(id, _)| {
+                let info = &self.infos[usize::from(id.slot)];
+                let kv_tokens = info.kv_blocks.zip(info.block_size).map(|(n, size)| n * u64::from(size));
+                LeanTarget { id: *id, costs: costs(*id), most_running: info.max_num_seqs, kv_tokens }
+            })
+            .collect();
         drop(table);
         for (id, leaning) in leaning.look(config, &pool, now_us) {
             self.mail.send(now_us, News::Leaning { instance: usize::from(id.slot), leaning });

@@ -21,7 +21,7 @@ pub(crate) struct Decoding {
 
 /// Time in which prefill counts as lately, seconds: about that of an answer, over which its mean time between tokens is
 /// taken.
-pub(crate) const LATELY_S: u32 = 6;
+const LATELY_S: u32 = 6;
 
 /// The sums at some time.
 #[derive(Clone, Copy, Debug, Default)]

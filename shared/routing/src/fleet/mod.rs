@@ -13,7 +13,6 @@ mod table;
 pub(crate) mod tests_support;
 
 pub use cells::{EngineFigures, InFlightSums, LoadCell, Mode, ModelCells, TargetCells};
-pub(crate) use decoding::LATELY_S;
 pub use key::{name_key, rendezvous, text_key};
 pub use pace::Pace;
 pub(crate) use pace::Seen as PaceSeen;

@@ -4,7 +4,7 @@ use super::transfer::Transfers;
 use super::{Pair, PairChoice, Pairing};
 use crate::fleet::{PaceSeen, Parts};
 use crate::policy::cost::{Cost, Outlook};
-use crate::policy::{Candidate, Choice, Decision, Missing, Policy, Reason, Scope};
+use crate::policy::{ANSWER_TOKENS, Candidate, Choice, Decision, Missing, Policy, Predicted, Reason, Scope};
 use crate::rng::Rng;
 use crate::settings::{DynamicPdSettings, Settings};
 use fairlead_wire::msg::ServingRole;
@@ -114,9 +114,16 @@ impl DynamicPdSplit {
     }
 }
 
-/// Mean time per token where prefill takes that share of the time and `more` falls to a short answer besides.
+/// Mean time per token where prefill takes that share of the time, and `more` of it falls to a short answer besides.
 fn tpot(step: f32, share: f32, more: f32) -> f32 {
     step / (1.0 - share.min(0.95)) + more / SHORT_ANSWER
+}
+
+/// Time until the batch has a place for one more: a place is given back with each answer that ends.
+fn place_wait(decision: &Decision<'_>, candidate: &Candidate, p: &Predicted) -> f32 {
+    let Some(most) = decision.target(candidate).info.max_num_seqs else { return 0.0 };
+    let beyond = candidate.requests.saturating_sub(u64::from(most).saturating_sub(1));
+    beyond as f32 * ANSWER_TOKENS * p.step / most.max(1) as f32
 }
 
 impl Policy for DynamicPdSplit {
@@ -174,9 +181,9 @@ impl Pairing for DynamicPdSplit {
             // A target that leans to prefill has few left to decode, soon none: they are not spared, or its whole part of
             // the prefill would fall to others.
             let spared = p.batch > 0.0 && c.leaning != ServingRole::Prefill;
-            let disturbed = if spared { tpot(p.step, share, p.own) } else { 0.0 };
+            let disturbed = if spared { tpot(p.step, share, p.queue + p.own) } else { 0.0 };
             if c.parts.has(Parts::WHOLE) && c.leaning != ServingRole::Prefill {
-                let tpot = tpot(p.step_after, share, p.own);
+                let tpot = tpot(p.step_after, share, p.queue + p.own);
                 let cost = self.lean(c, ServingRole::Both, costed.prefill + costed.decode);
                 let rank = Rank::new(tpot / view.tpot, p.ttft / view.ttft, cost);
                 local.offer(Side { index, rank, ttft: p.ttft, tpot });
@@ -190,8 +197,8 @@ impl Pairing for DynamicPdSplit {
             }
             if c.parts.has(Parts::DECODE) && c.leaning != ServingRole::Prefill {
                 let moved = transfers.between_hosts(decision, c);
-                let ttft = moved + p.step_after + p.room;
-                let tpot = tpot(p.step_after, share, 0.0);
+                let ttft = moved + p.step_after + p.room + place_wait(decision, c, &p);
+                let tpot = tpot(p.step_after, share, p.queue);
                 let cost = self.lean(c, ServingRole::Decode, ttft + costed.decode);
                 let rank = Rank::new(tpot / view.tpot, ttft / view.ttft, cost);
                 decode.offer(Side { index, rank, ttft, tpot });

@@ -61,6 +61,7 @@ pub(crate) use llm_metric_based::LlmMetricBased;
 pub(crate) use lmetric::Lmetric;
 pub(crate) use marginal::Marginal;
 pub(crate) use power_of_two::PowerOfTwo;
+pub(crate) use predict::ANSWER_TOKENS;
 pub use predict::Predicted;
 pub(crate) use prefix_cache::PrefixCache;
 pub(crate) use prefix_cache_preble::PrefixCachePreble;

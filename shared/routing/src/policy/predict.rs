@@ -2,10 +2,9 @@
 
 use super::{Candidate, Decision};
 use crate::cost::Constants;
-use crate::fleet::LATELY_S;
 
 /// Tokens of an answer of which nothing is known.
-pub(super) const ANSWER_TOKENS: f32 = 500.0;
+pub(crate) const ANSWER_TOKENS: f32 = 500.0;
 
 /// What a request's work at a target is predicted to take, microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -63,13 +62,11 @@ impl Decision<'_> {
         }
     }
 
-    /// Share of the target's time that prefill takes: what it did lately and what is queued there, over the time that
-    /// counts as lately.
+    /// Share of the target's time that prefill took lately.
     #[inline]
     pub(crate) fn prefill_share(&self, candidate: &Candidate, predicted: &Predicted) -> f32 {
-        const LATELY_US: f32 = LATELY_S as f32 * 1e6;
         let done = self.target(candidate).cells.decoding.prefill_rate(self.request.now_us);
-        (done * predicted.prefill / 1e6 + predicted.queue / LATELY_US).min(0.95)
+        (done * predicted.prefill / 1e6).min(0.95)
     }
 
     /// Time until the requests that run have ended in such number that this one and those that wait before it fit
