@@ -50,7 +50,7 @@ class Fleet:
 
     def __init__(self, folder, kind, prefill=2, decode=2, speed=25, policy="pd-split"):
         told = HANDOFFS[kind]
-        self.handoff = told.get("name", kind)
+        self.kind, self.handoff = kind, told.get("name", kind)
         self.processes = []
         self.folder = folder
         engine = ("--engine", "sglang") if self.handoff == "sglang" else ()
@@ -254,6 +254,10 @@ def test_the_answer_is_that_of_one_engine(fleet, stream):
             assert cached == 0, usage
     assert [a - b for a, b in zip(legs(), before)] == [3, 3]
     assert fleet.outcomes("ok") - ok == 3
+    if fleet.handoff == "sglang":
+        heads = [[name for name, _ in (fleet.state(e)["last"] or {"headers": []})["headers"]] for e in fleet.sims]
+        by_headers = any("x-override-bootstrap-room" in head for head in heads)
+        assert by_headers == (fleet.kind == "sglang-headers"), "as the engine's version takes it"
 
 
 def test_several_answers(fleet):
@@ -365,6 +369,10 @@ def test_what_a_prefill_engine_says_is_passed_on(fleet, status):
     fleet.faults(fleet.prefill, status=status)
     for stream in [False, True]:
         got, headers, answer = fleet.ask(request(stream=stream))
+        if status == 500 and got == 200 and fleet.handoff in CONCURRENT:
+            # Where the legs talk to each other, it may be the other's fault: other pairs are tried, and then none.
+            assert "x-fairlead-prefill-instance" not in headers
+            continue
         assert (got, headers["content-type"]) == (status, "application/json"), answer
         assert "x-fairlead-prefill-instance" in headers
 
