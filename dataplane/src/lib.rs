@@ -13,9 +13,11 @@
 mod control;
 mod degraded;
 mod gateway;
+mod handoff;
 pub mod http;
 mod instances;
 mod options;
+mod prefill_down;
 mod routing;
 pub mod runtime;
 mod shard;

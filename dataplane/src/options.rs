@@ -198,7 +198,7 @@ impl Default for Limits {
     }
 }
 
-/// Deadlines. There is none for an engine's answer: a long prefill is not a failure.
+/// Deadlines. There is none for the answer of an engine that serves a request by itself: a long prefill is not a failure.
 #[derive(Debug, Clone)]
 pub struct Timeouts {
     /// From the first byte of a request head (or from the accept) to its end; beyond: 408 and close.
@@ -219,6 +219,9 @@ pub struct Timeouts {
     /// How long an answer's head may wait for the first byte of its body. Until the head has gone out, a request can
     /// still be retried elsewhere.
     pub head_hold: Duration,
+    /// How long a prefill leg may take, and how long a decode leg may be without a first token; beyond: the request is
+    /// tried elsewhere. Of two engines that wait for each other one may wait for ever.
+    pub prefill: Duration,
 }
 
 impl Default for Timeouts {
@@ -231,6 +234,7 @@ impl Default for Timeouts {
             connect: Duration::from_secs(2),
             pool_idle: Duration::from_secs(2),
             head_hold: Duration::from_secs(10),
+            prefill: Duration::from_secs(300),
         }
     }
 }

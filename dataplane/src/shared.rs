@@ -14,6 +14,7 @@ use fairlead_wire::TargetId;
 
 use crate::degraded::Degraded;
 use crate::options::GatewayOptions;
+use crate::prefill_down::PrefillDown;
 use crate::routing::Routing;
 use crate::runtime::Bell;
 use crate::shard::{AnswerNote, Gauge, Offload, PlacementNote, SpeedNote};
@@ -54,6 +55,8 @@ pub struct Shared {
     pub(crate) routing: Routing,
     /// Policies that do without figures which targets do not report.
     pub(crate) degraded: Degraded,
+    /// Models whose requests find no prefill target.
+    pub(crate) prefill_down: PrefillDown,
     /// When the scheduler was last heard, microseconds of the process's clock; 0 is never.
     heard_us: AtomicU64,
     /// Client connections open.
@@ -108,6 +111,7 @@ impl Shared {
             routing: Routing::new(&options.routing)
                 .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?,
             degraded: Degraded::default(),
+            prefill_down: PrefillDown::default(),
             heard_us: AtomicU64::new(0),
             connections: Gauge::new(limits.max_connections),
             in_flight: Gauge::new(limits.max_in_flight),

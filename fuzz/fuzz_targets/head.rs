@@ -74,7 +74,7 @@ fn response(bytes: &[u8], cut: usize, limits: &HeadLimits) {
         assert!(len <= bytes.len());
         for version in [Version::Http10, Version::Http11] {
             let mut sent = Vec::new();
-            let plan = ClientHead { version, keep_alive: true, add: &[("x-fairlead-instance", "e")] };
+            let plan = ClientHead { version, keep_alive: true, own_id: false, add: &[("x-fairlead-instance", "e")] };
             whole.write_client(bytes, &plan, &mut sent);
             let parsed = ResponseHead::new().parse(&sent, to_head, limits_for(&sent));
             let interim = whole.status().is_informational();

@@ -112,6 +112,10 @@ pub(super) fn register(registry: &Registry, shared: &Arc<Shared>, status: &Publi
         });
     });
     let of = shared.clone();
+    registry.gauge_callback(&names::PREFILL_DOWN, move |samples| {
+        of.prefill_down.each(|model, on| samples.push(&[model], f64::from(u8::from(on))));
+    });
+    let of = shared.clone();
     registry.gauge_callback(&BODY_BYTES, move |s| s.push(&[], of.body_bytes.used() as f64));
 
     let gauge = |definition: &Definition, read: fn(&ReplicaStatus) -> f64| {

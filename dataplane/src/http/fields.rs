@@ -76,6 +76,8 @@ pub(super) enum Kind {
     Ask,
     /// Names a session or a user: read, and passed on.
     Key,
+    /// Asks for compression: passed on, except where the gateway itself reads the answer.
+    AcceptEncoding,
     Host,
     Length,
     Coding,
@@ -164,6 +166,7 @@ fn asks_or_tells(name: &[u8]) -> Option<Kind> {
 /// What a request field is to us.
 pub(super) fn classify_request(name: &[u8]) -> Kind {
     match name.first().map(u8::to_ascii_lowercase) {
+        Some(b'a') if is(name, "accept-encoding") => Kind::AcceptEncoding,
         Some(b'c') => {
             if is(name, "connection") {
                 Kind::Connection
@@ -244,6 +247,7 @@ pub(super) fn classify_response(name: &[u8]) -> Kind {
         Some(b'u') if is(name, "upgrade") => Kind::Upgrade,
         // The gateway speaks for itself: an engine cannot forge what it says about a routing decision.
         Some(b'x') if begins_folded(name, "x-fairlead-") => Kind::Drop,
+        Some(b'x') if is(name, "x-request-id") => Kind::RequestId,
         _ => Kind::Forward,
     }
 }

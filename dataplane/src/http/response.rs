@@ -251,13 +251,14 @@ impl ResponseHead {
                 keep_length && lengths == 1
             }
             Kind::Trailer => relay == Relay::Raw,
+            Kind::RequestId => !head.own_id,
             Kind::Drop | Kind::Coding | Kind::Connection | Kind::Upgrade => false,
             Kind::Forward
             | Kind::Ask
             | Kind::Key
             | Kind::Host
             | Kind::Expect
-            | Kind::RequestId
+            | Kind::AcceptEncoding
             | Kind::ContentType
             | Kind::ContentEncoding => true,
         });
@@ -284,6 +285,8 @@ pub struct ClientHead<'a> {
     pub version: Version,
     /// Keep the client's connection, if the framing allows it.
     pub keep_alive: bool,
+    /// Leave out the request id that the engine tells: it is not the client's.
+    pub own_id: bool,
     /// Further fields, written as they are (`x-fairlead-instance`, ...); names and values must be valid.
     pub add: &'a [(&'a str, &'a str)],
 }

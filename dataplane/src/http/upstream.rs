@@ -48,6 +48,8 @@ pub struct UpstreamHead<'a> {
     pub request_id: RequestIdRule<'a>,
     /// Framing of the body.
     pub body: OutgoingBody,
+    /// The gateway reads the answer itself, so it may not come compressed.
+    pub plain: bool,
     /// Further fields, written as they are; names and values must be valid.
     pub add: &'a [(&'a str, &'a str)],
 }
@@ -83,6 +85,7 @@ impl RequestHead {
         copy_lines(buf, &self.fields, self.len.saturating_sub(2), out, |field| match field.kind {
             Kind::Forward | Kind::Key | Kind::ContentType | Kind::ContentEncoding => true,
             Kind::Host => keep_host,
+            Kind::AcceptEncoding => !head.plain,
             Kind::RequestId => id.is_none(),
             Kind::Length => keep_length,
             Kind::Drop

@@ -76,6 +76,10 @@ impl Stream for Socket {
         Socket::write_both(self, first, second)
     }
 
+    fn write_pieces(&self, pieces: Vec<Bytes>) -> impl Future<Output = io::Result<()>> + use<> + 'static {
+        Socket::write_pieces(self, pieces)
+    }
+
     fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
         Socket::send_now(self, bytes)
     }

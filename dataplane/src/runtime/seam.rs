@@ -106,6 +106,9 @@ pub trait Stream: Clone + fmt::Debug + 'static {
         second: Bytes,
     ) -> impl Future<Output = io::Result<()>> + use<Self> + 'static;
 
+    /// Writes all of `pieces` in their order, together where the connection takes them.
+    fn write_pieces(&self, pieces: Vec<Bytes>) -> impl Future<Output = io::Result<()>> + use<Self> + 'static;
+
     /// Sends what fits without waiting; the number of bytes that went out.
     ///
     /// # Errors

@@ -20,7 +20,7 @@ use monoio::buf::{IoBuf, IoBufMut};
 use monoio::io::{AsyncReadRent, AsyncWriteRent};
 use monoio::net::TcpStream;
 
-use super::gather::Gather;
+use super::gather::{Gather, Pieces};
 use super::sys::{self, Direction, Peer};
 
 /// A connected TCP stream, shared by the operations of one task.
@@ -116,6 +116,29 @@ impl Socket {
                 match result {
                     Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero)),
                     Ok(count) => gather.advance(count),
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(())
+        }
+    }
+
+    /// Writes all of `pieces` in their order, in one system call where the socket takes them.
+    pub fn write_pieces(&self, pieces: Vec<Bytes>) -> impl Future<Output = io::Result<()>> + use<> {
+        let this = self.clone();
+        async move {
+            let mut pieces = Pieces::new(pieces);
+            while !pieces.is_written() {
+                let (result, back) = {
+                    // SAFETY: see `stream`.
+                    let stream = unsafe { this.stream() };
+                    stream.writev(pieces).await
+                };
+                pieces = back;
+                match result {
+                    Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero)),
+                    Ok(count) => pieces.advance(count),
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     Err(error) => return Err(error),
                 }

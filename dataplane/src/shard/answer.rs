@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use bytes::Bytes;
 use fairlead_openai::{Api, ErrorInfo, ErrorStyle, error_body, error_event};
 use http::StatusCode;
 
@@ -77,6 +78,19 @@ impl Refusal {
     }
 }
 
+/// An engine's answer that is passed on although that engine does not serve the client.
+#[derive(Debug, Clone)]
+pub struct PassedOn {
+    /// Its status.
+    pub status: StatusCode,
+    /// Type of its body.
+    pub content_type: String,
+    /// Header lines that it shares with the client.
+    pub add: Vec<(&'static str, String)>,
+    /// Its body.
+    pub body: Bytes,
+}
+
 impl From<Reject> for Refusal {
     fn from(reject: Reject) -> Self {
         Self::new(reject.status.as_u16(), reject.message)
@@ -144,6 +158,22 @@ impl Reply<'_> {
             }
         }
         self.write(status, "application/json", &body, &add[..count], out);
+    }
+
+    /// Appends an engine's answer.
+    pub fn pass_on(&self, answer: &PassedOn, out: &mut Vec<u8>) {
+        let mut add = vec![("x-request-id", self.request_id)];
+        add.extend(answer.add.iter().map(|(name, value)| (*name, value.as_str())));
+        Answer {
+            status: answer.status,
+            content_type: &answer.content_type,
+            body: &answer.body,
+            head_only: self.head_only,
+            version: self.version,
+            keep_alive: self.keep_alive,
+            add: &add,
+        }
+        .write(out);
     }
 
     fn write(

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use fairlead_openai::ErrorStyle;
 
-use super::answer::{Refusal, Reply};
+use super::answer::{PassedOn, Refusal, Reply};
 use super::budget::Share;
 use super::deadlines::Guard;
 use super::forward::{Client, Incoming, Outcome, forward};
@@ -196,6 +196,7 @@ impl<R: Runtime> Conn<R> {
             Outcome::Answered { keep_alive: true } => Next::KeepAlive,
             Outcome::Answered { keep_alive: false } => Next::Linger,
             Outcome::Refuse(refusal) => self.refuse(&refusal, style, &request_id, false).await,
+            Outcome::PassOn(answer) => self.pass_on(&answer, style, &request_id).await,
             Outcome::Left | Outcome::Cut => Next::Close,
         }
     }
@@ -229,6 +230,20 @@ impl<R: Runtime> Conn<R> {
         let keep_alive = reply.keep_alive;
         let mut out = Vec::new();
         reply.refuse(refusal, &mut out);
+        if !self.send(out).await {
+            Next::Close
+        } else if keep_alive {
+            Next::KeepAlive
+        } else {
+            Next::Linger
+        }
+    }
+
+    async fn pass_on(&mut self, answer: &PassedOn, style: ErrorStyle, request_id: &str) -> Next {
+        let reply = self.reply(style, request_id, true);
+        let keep_alive = reply.keep_alive;
+        let mut out = Vec::with_capacity(answer.body.len() + FIRST_READ / 16);
+        reply.pass_on(answer, &mut out);
         if !self.send(out).await {
             Next::Close
         } else if keep_alive {

@@ -10,7 +10,7 @@ use fairlead_routing::{
 };
 use fairlead_tokens::BlockHasher;
 use fairlead_wire::TargetId;
-use fairlead_wire::msg::HashSpace;
+use fairlead_wire::msg::{Handoff, HashSpace};
 
 use super::answer::{Refusal, shown};
 use super::tokenise::{self, Draft};
@@ -78,8 +78,10 @@ pub struct Tokenised {
 pub struct Said {
     /// Most tokens that may be generated.
     pub max_output: Option<u32>,
-    /// More than one answer is asked for.
+    /// More than one answer is asked for, or answers to more than one prompt.
     pub several: bool,
+    /// Part of the prompt lies with the instance that gave an earlier answer.
+    pub goes_on: bool,
     /// Key of the session it names.
     pub session: Option<u64>,
     /// Key of the user it names.
@@ -87,18 +89,27 @@ pub struct Said {
 }
 
 impl Said {
-    /// From a scan.
-    pub fn of(scan: &Scan<'_>) -> Self {
+    /// From a scan of `body`.
+    pub fn of(scan: &Scan<'_>, body: &[u8]) -> Self {
         let key = |text: &Option<std::borrow::Cow<'_, str>>| {
             text.as_deref().filter(|text| !text.is_empty()).map(|text| text_key(text.as_bytes()))
         };
         Self {
             max_output: scan.max_tokens.map(|tokens| u32::try_from(tokens).unwrap_or(u32::MAX)),
-            several: scan.n.is_some_and(|n| n > 1),
+            several: scan.n.is_some_and(|n| n > 1)
+                || scan.prompt.text.is_some_and(|text| holds_prompts(text.of(body))),
+            goes_on: scan.previous_response.is_some(),
             session: key(&scan.session),
             user: key(&scan.user),
         }
     }
+}
+
+/// Whether a value is an array of texts or of arrays of token ids. An array of token ids is one prompt, and so are the
+/// items of a conversation.
+fn holds_prompts(value: &[u8]) -> bool {
+    let mut bytes = value.iter().filter(|byte| !byte.is_ascii_whitespace());
+    bytes.next() == Some(&b'[') && matches!(bytes.next(), Some(b'"' | b'['))
 }
 
 impl Prompt {
@@ -176,7 +187,7 @@ pub fn read_prompt(
     let bytes = hash(body, &scan, api, shared, options, &entry.name, &mut path);
     let tokens = (bytes as f32 / entry.cells.bytes_per_token()).ceil() as u32;
     let (model, path) = (entry.name.clone(), Arc::new(path));
-    let (stream, said) = (scan.stream, Said::of(&scan));
+    let (stream, said) = (scan.stream, Said::of(&scan, body));
     Ok(Reading::Ready(Prompt { api, model, stream, said, path, bytes, tokens, tokenised: None, how }))
 }
 
@@ -199,6 +210,42 @@ fn hash(
     hasher.finish().bytes
 }
 
+/// What a decision is asked for.
+fn asked<'a>(prompt: &'a Prompt, routed: &'a Routed<'_>) -> PlanRequest<'a> {
+    PlanRequest {
+        path: &prompt.path,
+        prompt_tokens: prompt.tokens,
+        block_tokens: prompt.tokenised.as_ref().map_or(0, |tokenised| tokenised.block),
+        max_output: prompt.said.max_output,
+        session: prompt.said.session,
+        user: prompt.said.user,
+        slo: routed.slo,
+        labels: routed.labels.as_ref(),
+        ..PlanRequest::new(&prompt.model, &routed.strategy)
+    }
+}
+
+/// Prompt tokens to compute where `blocks` leading blocks are cached.
+pub fn uncached(prompt: &Prompt, routed: &Routed<'_>, blocks: u32) -> u32 {
+    asked(prompt, routed).uncached(blocks)
+}
+
+/// Whether prefill and decode may be placed apart.
+pub fn splits(prompt: &Prompt, shared: &Shared) -> bool {
+    let said = &prompt.said;
+    if !matches!(prompt.api, Api::Chat | Api::Completions | Api::Responses | Api::Messages)
+        || said.max_output == Some(0)
+        || said.goes_on
+    {
+        return false;
+    }
+    // Which target prefills is not decided yet: several answers need a hand-off everywhere that bears them.
+    !said.several
+        || shared.fleet.table().model(&prompt.model).is_some_and(|model| {
+            model.targets.iter().filter_map(|target| target.handoff()).all(Handoff::hands_several)
+        })
+}
+
 /// Picks and reserves; fills `explain` where there is one.
 ///
 /// # Errors
@@ -212,19 +259,8 @@ pub fn pick(
     explain: Option<&mut Explain>,
     now_us: u64,
 ) -> Result<Plan, NoPlan> {
-    let request = PlanRequest {
-        path: &prompt.path,
-        prompt_tokens: prompt.tokens,
-        block_tokens: prompt.tokenised.as_ref().map_or(0, |tokenised| tokenised.block),
-        max_output: prompt.said.max_output,
-        session: prompt.said.session,
-        user: prompt.said.user,
-        slo: routed.slo,
-        labels: routed.labels.as_ref(),
-        tried,
-        now_us,
-        ..PlanRequest::new(&prompt.model, &routed.strategy)
-    };
+    let splits = splits(prompt, shared);
+    let request = PlanRequest { tried, splits, now_us, ..asked(prompt, routed) };
     let Some(explain) = explain else { return plan(&request, &shared.fleet, scratch) };
     let plan = plan_explained(&request, &shared.fleet, scratch, explain)?;
     explain.state_age_us = shared.state_age_us(now_us);
@@ -255,4 +291,24 @@ fn existing(models: &[Arc<str>]) -> String {
     let more = models.len().saturating_sub(LISTED_MODELS);
     let tail = if more > 0 { format!(" and {more} more") } else { String::new() };
     format!("Models that exist: {}{tail}.", listed.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arrays_of_texts_and_of_ids_are_several_prompts() {
+        for (value, several) in [
+            ("\"a\"", false),
+            ("\"[\"", false),
+            ("[1, 2]", false),
+            ("[]", false),
+            ("[{\"role\":\"user\"}]", false),
+            ("[\"a\"]", true),
+            (" [ [1], [2]]", true),
+        ] {
+            assert_eq!(holds_prompts(value.as_bytes()), several, "{value}");
+        }
+    }
 }

@@ -1,37 +1,31 @@
 //! One request through to an engine: decide, try, retry, relay, learn.
 
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use fairlead_openai::Api;
 use fairlead_routing::{Explain, NoPlan, Plan, Reason, TargetEntry};
 
-use super::answer::Refusal;
+use super::answer::{PassedOn, Refusal};
+use super::attempt::{Attempt, Failed, Side};
 use super::budget::Share;
 use super::deadlines::Guard;
-use super::decide::{Effort, PlacementNote, Prompt, Reading, pick, read_prompt};
-use super::relay::{ClientSide, Ended, Observer, Stream};
-use super::speed::{self, Went};
-use super::upstream::{
-    Cause, Exchanged, Outgoing, READ_SMALL, Reads, Upstream, Waited, acquire, exchange, unless_gone,
-};
+use super::decide::{Effort, PlacementNote, Prompt, Reading, pick, read_prompt, splits};
+use super::failure::{failed, no_plan};
+use super::speed;
+use super::upstream::{Cause, Waited, unless_gone};
 use super::watch::Watch;
 use super::wishes::{self, Wishes};
 use super::{Shard, observe, probe, tokenise};
-use crate::http::{
-    BodyReader, ClientHead, OutgoingBody, RequestHead, RequestIdRule, ResponseHead, UpstreamHead,
-};
+use crate::http::RequestHead;
 use crate::routing::{Asked, Routed};
-use crate::runtime::{Direction, Runtime, Stream as _};
+use crate::runtime::Runtime;
 
 /// Largest body that is scanned on the shard, bytes. Plain text of that size takes some hundred microseconds.
 const IN_LINE: usize = 1 << 20;
 
-/// Longest explain record in an answer's head, bytes.
-const EXPLAIN_HEADER: usize = 2048;
 /// Longest one in the log, bytes.
 const EXPLAIN_LOG: usize = 4096;
 
@@ -78,6 +72,8 @@ pub enum Outcome {
     },
     /// Nothing went out yet: this is the answer.
     Refuse(Refusal),
+    /// Nothing went out yet: this is what an engine said that only prefills.
+    PassOn(Box<PassedOn>),
     /// The client left before anything went out.
     Left,
     /// The answer was cut: the client left, or was told of a failure by the incomplete answer.
@@ -126,9 +122,13 @@ pub async fn forward<R: Runtime>(
         shard.metrics.tokenised(&prompt.model, how);
     }
     let model = prompt.model.clone();
-    let outcome = Attempts { shard, client, request, prompt, routed, explain, tried: Vec::new() }.run().await;
+    let (tried, attempts, pieces, prefilled) = (Vec::new(), 0, Vec::new(), false);
+    let attempts =
+        Attempts { shard, client, request, prompt, routed, explain, tried, attempts, pieces, prefilled };
+    let outcome = attempts.run().await;
     match &outcome {
         Outcome::Refuse(refusal) => shard.metrics.ended(Some(&model), refusal.status),
+        Outcome::PassOn(answer) => shard.metrics.ended(Some(&model), answer.status.as_u16()),
         Outcome::Left => shard.metrics.ended(Some(&model), observe::CLIENT_LEFT),
         // Counted with its answer.
         Outcome::Answered { .. } | Outcome::Cut => {}
@@ -208,24 +208,42 @@ fn unreadable() -> Refusal {
     Refusal::new(500, "the request's body could not be read").code("internal_error")
 }
 
-struct Attempts<'a, R: Runtime> {
-    shard: &'a Rc<Shard<R>>,
-    client: Client<'a, R>,
-    request: Incoming<'a>,
-    prompt: Prompt,
-    routed: Routed<'a>,
+/// One request and its attempts.
+pub struct Attempts<'a, R: Runtime> {
+    pub(super) shard: &'a Rc<Shard<R>>,
+    pub(super) client: Client<'a, R>,
+    pub(super) request: Incoming<'a>,
+    pub(super) prompt: Prompt,
+    pub(super) routed: Routed<'a>,
     /// Why the last target was picked, where the client wants to know.
-    explain: Option<Box<Explain>>,
-    tried: Vec<Arc<TargetEntry>>,
+    pub(super) explain: Option<Box<Explain>>,
+    /// Targets that have failed it.
+    pub(super) tried: Vec<Arc<TargetEntry>>,
+    /// Attempts made.
+    pub(super) attempts: u32,
+    /// A decode leg as it goes out, for a second connection. Empty once an answer is relayed.
+    pub(super) pieces: Vec<Bytes>,
+    /// The last attempt's prefill target has computed the prompt, whatever became of the rest.
+    pub(super) prefilled: bool,
 }
 
-/// How one attempt ended.
-enum Attempt {
-    Done(Outcome),
-    /// Another target may be tried with this plan, or the request fails for this cause.
-    Failed(Cause),
-    /// The engine is busy and another target was found: go on there.
-    Elsewhere(Box<Plan>),
+/// The targets of one attempt, each with the blocks of the prompt that it had before.
+struct Placed {
+    target: (Arc<TargetEntry>, u32),
+    prefill: Option<(Arc<TargetEntry>, u32)>,
+}
+
+impl Placed {
+    fn of(plan: &Plan) -> Self {
+        let target = plan.target().clone();
+        match &plan.prefill {
+            None => Self { target: (target, plan.cached_blocks), prefill: None },
+            Some(leg) => Self {
+                target: (target, leg.decode_cached_blocks),
+                prefill: Some((leg.reservation.target().clone(), plan.cached_blocks)),
+            },
+        }
+    }
 }
 
 impl<R: Runtime> Attempts<'_, R> {
@@ -235,25 +253,31 @@ impl<R: Runtime> Attempts<'_, R> {
             Err(why) => return Outcome::Refuse(no_plan(why, &self.prompt, None)),
         };
         loop {
-            let target = plan.target().clone();
-            let path_kept = plan.cached_blocks;
-            self.place(&target, None);
-            let cause = match self.attempt(plan).await {
+            let placed = Placed::of(&plan);
+            self.place(&placed);
+            let failure = match self.attempt(&mut plan).await {
                 Attempt::Done(outcome) => return outcome,
-                Attempt::Elsewhere(next) => {
-                    self.place(&target, Some(path_kept));
+                Attempt::Elsewhere(next, cause) => {
+                    self.withdraw(&placed);
                     plan = *next;
-                    self.shard.metrics.retried(Cause::Busy);
+                    self.shard.metrics.retried(cause);
                     if let Some(outcome) = self.pause().await {
                         return outcome;
                     }
                     continue;
                 }
-                Attempt::Failed(cause) => cause,
+                Attempt::Failed(failure) => failure,
             };
-            self.place(&target, Some(path_kept));
-            self.note_failure(&target, cause);
-            self.tried.push(target);
+            // Its load is gone before another target is picked.
+            drop(plan);
+            self.withdraw(&placed);
+            let Failed { cause, side } = failure;
+            let at_fault = match (side, placed.prefill) {
+                (Side::Prefill, Some((prefill, _))) => prefill,
+                _ => placed.target.0,
+            };
+            self.note_failure(&at_fault, cause);
+            self.tried.push(at_fault);
             if !self.may_retry() {
                 return Outcome::Refuse(failed(cause));
             }
@@ -268,7 +292,7 @@ impl<R: Runtime> Attempts<'_, R> {
         }
     }
 
-    fn pick(&mut self) -> Result<Plan, NoPlan> {
+    pub(super) fn pick(&mut self) -> Result<Plan, NoPlan> {
         let (shard, now_us) = (self.shard, R::now_us());
         let logged = tracing::enabled!(target: "fairlead::explain", tracing::Level::DEBUG)
             && (shard.draw() as f64) < shard.options.routing.explain_sample * 2f64.powi(64);
@@ -279,13 +303,25 @@ impl<R: Runtime> Attempts<'_, R> {
         };
         let (prompt, routed) = (&self.prompt, &self.routed);
         let mut scratch = shard.scratch.borrow_mut();
-        let mut plan = pick(prompt, routed, &self.tried, &shard.shared, &mut scratch, explain, now_us)?;
+        let picked = pick(prompt, routed, &self.tried, &shard.shared, &mut scratch, explain, now_us);
+        let mut plan = match picked {
+            Ok(plan) => plan,
+            Err(why) => {
+                if why == NoPlan::NoneWhole && self.tried.is_empty() && splits(prompt, &shard.shared) {
+                    shard.shared.prefill_down.no_pair(&prompt.model, now_us);
+                }
+                return Err(why);
+            }
+        };
         if logged && let Some(explain) = self.explain.as_deref().or(unasked.as_ref()) {
             let (request, why) = (self.request.request_id, explain.to_json(EXPLAIN_LOG));
             tracing::debug!(target: "fairlead::explain", request, model = %prompt.model, "{why}");
         }
         speed::picked(prompt, &mut plan);
         shard.metrics.picked(&plan);
+        if self.tried.is_empty() {
+            shard.shared.prefill_down.note(&prompt.model, &plan, now_us);
+        }
         // Where there was no choice, nobody asked for figures.
         if !matches!(plan.reason, Reason::OnlyCandidate | Reason::Blind) {
             shard.shared.degraded.note(routed.strategy.name(), plan.missing, now_us);
@@ -293,8 +329,26 @@ impl<R: Runtime> Attempts<'_, R> {
         Ok(plan)
     }
 
-    /// Tells the control thread that the target gets, or did not get, this prompt.
-    fn place(&self, target: &TargetEntry, keep: Option<u32>) {
+    /// Tells the control thread that the targets get this prompt: after a hand-off both hold it.
+    fn place(&self, placed: &Placed) {
+        self.tell(&placed.target.0, None);
+        if let Some((prefill, _)) = &placed.prefill {
+            self.tell(prefill, None);
+        }
+    }
+
+    /// Tells it that they did not.
+    fn withdraw(&self, placed: &Placed) {
+        let (target, had) = &placed.target;
+        self.tell(target, Some(*had));
+        if let Some((prefill, had)) = &placed.prefill
+            && !self.prefilled
+        {
+            self.tell(prefill, Some(*had));
+        }
+    }
+
+    fn tell(&self, target: &TargetEntry, keep: Option<u32>) {
         // A prompt of less than a block holds nothing, but the other gateways hear of it sooner when the control thread
         // is told.
         if !self.prompt.path.is_empty() || keep.is_none() {
@@ -315,278 +369,29 @@ impl<R: Runtime> Attempts<'_, R> {
             }
             // One broken answer or connection is no proof that the next one fails; exhaustion here and overload
             // there are no fault of the target.
-            Cause::Died | Cause::Broken(_) | Cause::Exhausted | Cause::Busy => {}
+            Cause::Died
+            | Cause::Broken(_)
+            | Cause::PrefillTimeout
+            | Cause::HandoffRefused
+            | Cause::Exhausted
+            | Cause::Busy => {}
         }
         tracing::debug!(target = %target.name, cause = cause.as_str(), "attempt failed");
     }
 
     /// Whether the number of attempts and the budget allow one more.
-    fn may_retry(&self) -> bool {
-        self.tried.len() <= self.shard.options.retry.max_retries as usize
-            && self.shard.retries.take(R::now_us())
+    pub(super) fn may_retry(&self) -> bool {
+        self.attempts <= self.shard.options.retry.max_retries && self.shard.retries.take(R::now_us())
     }
 
     /// Backs off; the outcome if the client leaves meanwhile.
     async fn pause(&mut self) -> Option<Outcome> {
-        let retries = u32::try_from(self.tried.len()).unwrap_or(u32::MAX).clamp(1, 8);
+        let retries = self.attempts.clamp(1, 8);
         let pause = backoff(self.shard.options.retry.backoff, retries, self.shard.draw());
         match unless_gone(R::sleep(pause), self.client.watch).await {
             Waited::Got(()) => None,
             Waited::Gone => Some(Outcome::Left),
         }
-    }
-
-    async fn attempt(&mut self, plan: Plan) -> Attempt {
-        let target = plan.target().clone();
-        let upstream = match self.connect(&target, false).await {
-            Ok(upstream) => upstream,
-            Err(attempt) => return attempt,
-        };
-        let reused = upstream.reused;
-        match self.try_on(upstream, plan).await {
-            Tried::Ended(attempt) => attempt,
-            Tried::Silent(plan, cause) if reused => {
-                // A kept connection that ends without a byte was most likely closed while it was idle.
-                let upstream = match self.connect(&target, true).await {
-                    Ok(upstream) => upstream,
-                    Err(attempt) => return attempt,
-                };
-                match self.try_on(upstream, *plan).await {
-                    Tried::Ended(attempt) => attempt,
-                    Tried::Silent(..) => Attempt::Failed(cause),
-                }
-            }
-            Tried::Silent(_, cause) => Attempt::Failed(cause),
-        }
-    }
-
-    async fn connect(&mut self, target: &TargetEntry, fresh: bool) -> Result<Upstream<R>, Attempt> {
-        match unless_gone(acquire(self.shard, target, fresh), self.client.watch).await {
-            Waited::Got(Ok(upstream)) => {
-                target.cells.connected();
-                Ok(upstream)
-            }
-            Waited::Got(Err(cause)) => Err(Attempt::Failed(cause)),
-            Waited::Gone => Err(Attempt::Done(Outcome::Left)),
-        }
-    }
-
-    async fn try_on(&mut self, upstream: Upstream<R>, mut plan: Plan) -> Tried {
-        let Upstream { socket, .. } = upstream;
-        let outgoing = self.outgoing(plan.target());
-        let make = |buf: BytesMut| socket.read(buf);
-        let mut op = pin!(make(BytesMut::with_capacity(READ_SMALL)));
-        let mut reads = Reads::new(op.as_mut(), make);
-        let mut answer = self.shard.answers.borrow_mut().pop().unwrap_or_default();
-        let hold = self.shard.options.timeouts.head_hold;
-        let sent_us = R::now_us();
-        let exchanged = exchange(&socket, &mut reads, outgoing, &mut answer, self.client.watch, hold);
-        let exchanged = speed::presuming::<R, _>(&self.prompt, &mut plan, exchanged).await;
-        let (head, rest, sent) = match exchanged {
-            Exchanged::Answer { head, rest, sent } => (head, rest, sent),
-            Exchanged::Gone => return Tried::Ended(Attempt::Done(Outcome::Left)),
-            Exchanged::Failed { cause, silent } => {
-                socket.shutdown(Direction::Both);
-                return if silent {
-                    Tried::Silent(Box::new(plan), cause)
-                } else {
-                    Tried::Ended(Attempt::Failed(cause))
-                };
-            }
-        };
-        if answer.status().as_u16() == 503
-            && let Some(next) = self.elsewhere(plan.target())
-        {
-            socket.shutdown(Direction::Both);
-            return Tried::Ended(Attempt::Elsewhere(Box::new(next)));
-        }
-        let Plan { mut reservation, cached_blocks, predicted_ttft_us, .. } = plan;
-        let target = reservation.target().clone();
-
-        // From here on nothing is retried: the body's memory is given back before the first byte goes out.
-        self.request.body = Bytes::new();
-        self.request.head_bytes = Bytes::new();
-        self.request.held = None;
-        self.prompt.path = Arc::default();
-
-        let mut out = Vec::with_capacity(READ_SMALL);
-        let body = self.write_head(&answer, &head, &target, &mut out);
-        drop(head);
-        let mut stream = Stream {
-            reader: BodyReader::new(answer.framing()),
-            body,
-            observer: Observer::of(&answer),
-            api: self.prompt.api,
-            request_id: self.request.request_id,
-            first_us: 0,
-            passed_us: 0,
-            last_us: 0,
-        };
-        let mut side = ClientSide {
-            socket: self.client.socket,
-            guard: self.client.guard,
-            watch: self.client.watch,
-            stall: self.shard.options.timeouts.stall,
-        };
-        let mut seen = None;
-        let first_token = |now_us| seen = reservation.first_token(now_us);
-        let ended = stream.run(&mut side, &socket, &mut reads, out, rest, first_token).await;
-        if stream.went_well(ended) && answer.status().is_success() {
-            let (usage, events) = (stream.observer.usage(), stream.observer.events());
-            let went = Went { seen, first_us: stream.first_us, last_us: stream.last_us, usage, events };
-            speed::note(&self.prompt, &mut reservation, &went)
-                .into_iter()
-                .for_each(|n| self.shard.shared.sped(n));
-        }
-        drop(reservation);
-
-        let reusable = matches!(ended, Ended::Complete { clean: true }) && sent && answer.keep_alive();
-        if reusable && !reads.is_pending() {
-            self.shard.pool.put(target.id, socket.clone());
-        } else {
-            socket.shutdown(Direction::Both);
-        }
-        observe::answered(
-            self.shard,
-            &observe::Answered {
-                prompt: &self.prompt,
-                target: target.id,
-                status: answer.status().as_u16(),
-                cached_blocks,
-                predicted_ttft_us,
-                began_us: self.request.began_us,
-                read_us: self.request.read_us,
-                sent_us,
-                first_try: self.tried.is_empty(),
-                first_us: stream.first_us,
-                passed_us: stream.passed_us,
-                last_us: stream.last_us,
-                usage: stream.observer.usage(),
-                events: stream.observer.events(),
-                ended,
-            },
-        );
-        self.shard.keep_answer_head(answer);
-        Tried::Ended(Attempt::Done(match ended {
-            Ended::Complete { .. } => Outcome::Answered { keep_alive: body.keep_alive },
-            Ended::ClientGone | Ended::Broken => Outcome::Cut,
-        }))
-    }
-
-    /// A target that may serve what `busy` has no room for. Its load is reserved at once.
-    fn elsewhere(&mut self, busy: &Arc<TargetEntry>) -> Option<Plan> {
-        self.tried.push(busy.clone());
-        let next = if self.may_retry() { self.pick().ok() } else { None };
-        if next.is_none() {
-            self.tried.pop();
-        }
-        next
-    }
-
-    fn outgoing(&self, target: &TargetEntry) -> Outgoing {
-        let request = &self.request;
-        let rank = target.rank.to_string();
-        let ranked = [("X-data-parallel-rank", rank.as_str())];
-        let mut head = Vec::with_capacity(request.head_bytes.len() + 256);
-        request.head.write_upstream(
-            &request.head_bytes,
-            &UpstreamHead {
-                base_path: &self.shard.options.base_path,
-                host: &target.address,
-                request_id: RequestIdRule::KeepOr(request.request_id),
-                body: OutgoingBody::Length(request.body.len() as u64),
-                add: if target.info.dp_ranks > 1 { &ranked } else { &[] },
-            },
-            &mut head,
-        );
-        Outgoing { head, body: request.body.clone() }
-    }
-
-    fn write_head(
-        &mut self,
-        answer: &ResponseHead,
-        head: &[u8],
-        target: &TargetEntry,
-        out: &mut Vec<u8>,
-    ) -> crate::http::ClientBody {
-        let mut add = [("x-fairlead-instance", &*target.name), ("", ""), ("", "")];
-        let mut count = 1;
-        // An engine that echoes the id has said it already.
-        if answer.header(head, "x-request-id").is_none() {
-            add[count] = ("x-request-id", self.request.request_id);
-            count += 1;
-        }
-        let why = self.explain.take().map(|explain| explain.to_json(EXPLAIN_HEADER));
-        if let Some(why) = &why {
-            add[count] = ("x-fairlead-explain", why);
-            count += 1;
-        }
-        let add = add.get(..count).unwrap_or_default();
-        let keep_alive = self.request.keep_alive
-            && (self.request.read_ahead || !self.client.watch.input_ended())
-            && !self.shard.shared.is_draining();
-        let body = answer.write_client(
-            head,
-            &ClientHead { version: self.request.head.version(), keep_alive, add },
-            out,
-        );
-        out.drain(..self.client.watch.take_prefix().min(out.len()));
-        body
-    }
-}
-
-/// How a connection was used.
-enum Tried {
-    /// The attempt is over.
-    Ended(Attempt),
-    /// Not a byte came back.
-    Silent(Box<Plan>, Cause),
-}
-
-/// The answer for a request that found no target.
-fn no_plan(why: NoPlan, prompt: &Prompt, cause: Option<Cause>) -> Refusal {
-    match (why, cause) {
-        (NoPlan::UnknownModel, None) => {
-            // The model was there when the body was read; its last target has just gone.
-            Refusal::new(503, format!("no target serves `{}` any more", prompt.model)).retry_after(1)
-        }
-        (_, Some(cause)) => failed(cause),
-        (NoPlan::NoneMatches, None) => {
-            Refusal::new(503, format!("no target of `{}` matches the label filter", prompt.model))
-                .code("no_matching_target")
-        }
-        (NoPlan::NoneWhole, None) => Refusal::new(
-            503,
-            format!(
-                "no target of `{}` serves whole requests, and this one cannot be split now",
-                prompt.model
-            ),
-        )
-        .code("no_whole_target")
-        .retry_after(1),
-        (NoPlan::NoneReady | NoPlan::AllTried, None) => {
-            Refusal::new(503, format!("no target of `{}` is ready", prompt.model))
-                .code("no_ready_target")
-                .retry_after(1)
-        }
-    }
-}
-
-/// The answer for a request whose last attempt failed.
-fn failed(cause: Cause) -> Refusal {
-    match cause {
-        Cause::Refused => Refusal::new(502, "the engine cannot be reached").code("upstream_unreachable"),
-        Cause::ConnectTimeout => {
-            Refusal::new(504, "connecting to the engine took too long").code("upstream_timeout")
-        }
-        Cause::Died => {
-            Refusal::new(502, "the engine closed the connection before it answered").code("upstream_error")
-        }
-        Cause::Broken(what) => {
-            Refusal::new(502, format!("the engine's answer cannot be read: {what}")).code("upstream_error")
-        }
-        Cause::Exhausted => Refusal::new(503, "the router is out of sockets").retry_after(1),
-        Cause::Busy => Refusal::new(503, "the engine is busy").retry_after(1),
     }
 }
 

@@ -1,10 +1,12 @@
 //! A shard: one thread, one runtime, one listener, and all that its connections share.
 
 mod answer;
+mod attempt;
 mod budget;
 mod conn;
 mod deadlines;
 mod decide;
+mod failure;
 mod forward;
 mod intake;
 mod observe;
@@ -14,6 +16,7 @@ mod probe;
 mod relay;
 mod routes;
 mod speed;
+mod split;
 mod tokenise;
 mod upstream;
 mod watch;
@@ -77,6 +80,7 @@ pub(crate) struct Shard<R: Runtime> {
     pub spelt: RefCell<SpeltOut>,
     pub request_ids: RefCell<RequestIds>,
     pub answers: RefCell<Vec<ResponseHead>>,
+    pub push_peers: split::PushPeers,
     connections: Cell<usize>,
     random: Cell<u64>,
 }
@@ -95,6 +99,7 @@ impl<R: Runtime> Shard<R> {
             spelt: RefCell::default(),
             request_ids: RefCell::new(RequestIds::new(id_seed)),
             answers: RefCell::default(),
+            push_peers: split::PushPeers::default(),
             connections: Cell::new(0),
             random: Cell::new(mix(seed ^ 3)),
             options,

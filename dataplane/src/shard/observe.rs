@@ -7,7 +7,7 @@ use fairlead_replication::CacheAnswer;
 use fairlead_routing::Plan;
 use fairlead_telemetry::{Buckets, Counter, Definition, Histogram, Local, Registry, names};
 use fairlead_wire::TargetId;
-use fairlead_wire::msg::CacheSource;
+use fairlead_wire::msg::{CacheSource, Handoff};
 
 use super::Shard;
 use super::decide::{AnswerNote, Prompt};
@@ -38,6 +38,8 @@ pub struct Metrics {
     cached_prediction: Histogram,
     ttft_prediction: Histogram,
     tokenised: RefCell<Local<Counter>>,
+    handoffs: RefCell<Local<Counter>>,
+    handoff_time: Histogram,
 }
 
 impl Metrics {
@@ -53,6 +55,8 @@ impl Metrics {
             tpot: histogram(&names::TPOT, Buckets::LATENCY),
             overhead: histogram(&names::OVERHEAD, Buckets::OVERHEAD),
             tokenised: counters(&TOKENISED),
+            handoffs: counters(&names::HANDOFFS),
+            handoff_time: histogram(&names::HANDOFF_TIME, Buckets::LATENCY),
             cached_prediction: histogram(&names::CACHED_TOKENS_PREDICTION, Buckets::RATIO),
             ttft_prediction: histogram(&names::TTFT_PREDICTION, Buckets::RATIO),
         }
@@ -73,6 +77,16 @@ impl Metrics {
         self.retries.borrow_mut().get(&[cause.as_str()]).inc();
     }
 
+    /// Counts a hand-off that has ended.
+    pub fn handed_over(&self, handoff: Handoff, outcome: &str) {
+        self.handoffs.borrow_mut().get(&[handoff.as_str(), outcome]).inc();
+    }
+
+    /// Takes note of the time from the end of a prefill leg to the first token, microseconds.
+    pub fn handoff_took(&self, us: u64) {
+        self.handoff_time.observe(us as f64 / 1e6);
+    }
+
     /// Counts a request that ended with `status`.
     pub fn ended(&self, model: Option<&str>, status: u16) {
         let code = http::StatusCode::from_u16(status).unwrap_or_default();
@@ -86,9 +100,11 @@ pub struct Answered<'a> {
     pub prompt: &'a Prompt,
     /// Target that answered.
     pub target: TargetId,
+    /// Target that prefilled, where that was another, with the tokens as it counted them.
+    pub prefill: Option<(TargetId, Option<Usage>)>,
     /// Status of the answer.
     pub status: u16,
-    /// Blocks that the decision took to be cached at the target.
+    /// Blocks that the decision took to be cached at the target that prefills.
     pub cached_blocks: u32,
     /// Time to the first token that the decision predicted; 0 for none.
     pub predicted_ttft_us: u32,
@@ -149,14 +165,16 @@ pub fn answered<R: Runtime>(shard: &Shard<R>, answered: &Answered<'_>) {
     if complete && answered.prompt.stream && answered.events > 1 && tokens > 1 {
         metrics.tpot.observe(seconds(answered.first_us, answered.last_us) / (tokens - 1) as f64);
     }
-    let Some(usage) = answered.usage else { return };
     let table = shard.shared.fleet.table();
     let Some(model) = table.model(&answered.prompt.model) else { return };
+    // What a target had cached is told by the one that prefilled.
+    let (target, usage) = answered.prefill.unwrap_or((answered.target, answered.usage));
+    let Some(usage) = usage else { return };
     let prompt = answered.prompt;
     let blocks = u64::from(answered.cached_blocks);
     let predicted = match &prompt.tokenised {
         Some(by) => {
-            let page = table.get(answered.target).and_then(|entry| entry.info.block_size);
+            let page = table.get(target).and_then(|entry| entry.info.block_size);
             reusable(blocks * u64::from(by.block), prompt.tokens.into(), page) as f64
         }
         None => {
@@ -164,7 +182,7 @@ pub fn answered<R: Runtime>(shard: &Shard<R>, answered: &Answered<'_>) {
         }
     };
     if let Some(by) = &prompt.tokenised {
-        let exact = table.get(answered.target).is_some_and(|entry| entry.cache == CacheSource::Events);
+        let exact = table.get(target).is_some_and(|entry| entry.cache == CacheSource::Events);
         by.mode.compare(&Compared {
             computed: u64::from(prompt.tokens),
             counted: usage.prompt_tokens,
@@ -185,14 +203,14 @@ pub fn answered<R: Runtime>(shard: &Shard<R>, answered: &Answered<'_>) {
         // For whoever wants each answer's figures; off unless the log filter names it.
         tracing::debug!(
             target: "fairlead::cache",
-            to = ?answered.target,
+            to = ?target,
             space = ?answer.space,
             predicted_tokens = answer.predicted_tokens,
             cached_tokens = answer.cached_tokens,
             prompt_tokens = answer.prompt_tokens,
             "cached tokens of an answer"
         );
-        shard.shared.answered(AnswerNote { target: answered.target, answer });
+        shard.shared.answered(AnswerNote { target, answer });
     }
     model.cells.learn(answered.prompt.bytes, usage.prompt_tokens);
 }

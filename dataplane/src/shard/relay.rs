@@ -4,11 +4,12 @@
 //! bytes stops the engine's stream being read, and a stream holds one buffer. Chunked bodies pass as they are; the
 //! decoder only tells where they end.
 
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::task::Poll;
 
 use bytes::BytesMut;
-use fairlead_openai::{Api, SseWatch, Usage, UsageWatch};
+use fairlead_openai::{Api, CachedPatch, SseWatch, Usage, UsageWatch};
 
 use super::answer::broken_event;
 use super::deadlines::Guard;
@@ -99,6 +100,21 @@ pub enum Ended {
     Broken,
 }
 
+/// Whether a stream of events tells of a failure before it has any token. `rest` is what came behind its head.
+pub fn begins_with_failure(answer: &ResponseHead, rest: &[u8]) -> bool {
+    if !answer.status().is_success() || !answer.is_event_stream() || answer.is_encoded() {
+        return false;
+    }
+    let (mut reader, mut watch, mut at) = (BodyReader::new(answer.framing()), SseWatch::new(), 0);
+    while at < rest.len() && !reader.is_done() && !watch.begun {
+        let part = rest.get(at..).unwrap_or_default();
+        let Ok(step) = reader.step(part) else { return false };
+        watch.feed(part.get(step.payload).unwrap_or_default());
+        at += step.consumed;
+    }
+    watch.failed && !watch.begun
+}
+
 /// Everything about the client that a relay needs.
 pub struct ClientSide<'a, R: Runtime> {
     /// The client's connection.
@@ -121,6 +137,29 @@ impl<R: Runtime> ClientSide<'_, R> {
     }
 }
 
+/// Puts the prefill target's count of cached tokens in the place of the decode target's, to which the whole prompt came
+/// from outside. What passes before that count is known stays as it is.
+pub struct Correction<'a> {
+    cached: &'a Cell<Option<u64>>,
+    patch: Option<CachedPatch>,
+}
+
+impl<'a> Correction<'a> {
+    /// By the count in `cached`, once it is there.
+    pub fn new(cached: &'a Cell<Option<u64>>) -> Self {
+        Self { cached, patch: None }
+    }
+
+    fn apply(&mut self, payload: &mut [u8]) {
+        if self.patch.is_none() {
+            self.patch = self.cached.get().map(CachedPatch::new);
+        }
+        if let Some(patch) = &mut self.patch {
+            patch.patch(payload);
+        }
+    }
+}
+
 /// One body on its way.
 pub struct Stream<'a> {
     /// Finds the end.
@@ -129,6 +168,8 @@ pub struct Stream<'a> {
     pub body: ClientBody,
     /// Reads along.
     pub observer: Observer,
+    /// Corrects the usage that passes; only after a hand-off.
+    pub correction: Option<Correction<'a>>,
     /// The API, for the form of an error event.
     pub api: Api,
     /// The request's id, for an error event.
@@ -166,7 +207,7 @@ impl Stream<'_> {
                     self.first_us = self.last_us;
                 }
             }
-            let raw = match self.take(&burst, &mut out) {
+            let raw = match self.take(&mut burst, &mut out) {
                 Ok(raw) => raw,
                 Err(()) => return self.broken(client, out).await,
             };
@@ -251,9 +292,9 @@ impl Stream<'_> {
         matches!(ended, Ended::Complete { .. }) && !failed
     }
 
-    /// Looks at what came: feeds the observer, puts what must be framed anew into `out`, and says how many bytes
+    /// Looks at what came: corrects it where need be, feeds the observer, puts what must be framed anew into `out`, and says how many bytes
     /// belong to the body and how many of them pass as they are.
-    fn take(&mut self, burst: &[u8], out: &mut Vec<u8>) -> Result<Taken, ()> {
+    fn take(&mut self, burst: &mut [u8], out: &mut Vec<u8>) -> Result<Taken, ()> {
         let mut consumed = 0;
         while consumed < burst.len() && !self.reader.is_done() {
             let rest = burst.get(consumed..).unwrap_or(&[]);
@@ -264,7 +305,14 @@ impl Stream<'_> {
                 }
                 return Err(());
             };
-            let payload = rest.get(step.payload).unwrap_or(&[]);
+            let payload = consumed + step.payload.start..consumed + step.payload.end;
+            if let Some(correction) = &mut self.correction
+                && matches!(self.observer, Observer::Events(_) | Observer::Document(_))
+                && let Some(payload) = burst.get_mut(payload.clone())
+            {
+                correction.apply(payload);
+            }
+            let payload = burst.get(payload).unwrap_or(&[]);
             self.observer.feed(payload);
             match self.body.relay {
                 Relay::Dechunk => out.extend_from_slice(payload),
@@ -366,4 +414,55 @@ struct Taken {
 fn gone<R: Runtime>(upstream: &R::Socket) -> Ended {
     upstream.shutdown(Direction::Both);
     Ended::ClientGone
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::{HeadLimits, Parsed};
+
+    fn head(text: &str) -> ResponseHead {
+        let mut head = ResponseHead::new();
+        assert_eq!(head.parse(text.as_bytes(), false, &HeadLimits::default()), Parsed::Done(text.len()));
+        head
+    }
+
+    #[test]
+    fn a_failure_before_any_token_shows_in_the_first_bytes() {
+        let chunked = |status: &str| {
+            head(&format!(
+                "HTTP/1.1 {status}\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+            ))
+        };
+        let error = "data: {\"error\": {\"message\":\"m\"}}\n\n";
+        let token = "data: {\"choices\":[]}\n\n";
+        let chunk = |data: &str| format!("{:x}\r\n{data}\r\n", data.len());
+        for (rest, fails) in [
+            (chunk(error), true),
+            (format!("{}{}", chunk(error), chunk("data: [DONE]\n\n")), true),
+            (chunk(token), false),
+            (format!("{}{}", chunk(token), chunk(error)), false),
+            (chunk(&error[..20]), false),
+            (String::new(), false),
+            ("zz\r\n".to_owned(), false),
+        ] {
+            assert_eq!(begins_with_failure(&chunked("200 OK"), rest.as_bytes()), fails, "{rest}");
+        }
+        assert!(!begins_with_failure(&chunked("500 Oops"), chunk(error).as_bytes()));
+        let plain = head("HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n");
+        assert!(!begins_with_failure(&plain, error.as_bytes()));
+    }
+
+    #[test]
+    fn a_count_is_corrected_from_when_it_is_known() {
+        let cached = Cell::new(None);
+        let mut correction = Correction::new(&cached);
+        let usage = || *b"{\"usage\":{\"prompt_tokens_details\":{\"cached_tokens\":40}}}";
+        let mut piece = usage();
+        correction.apply(&mut piece);
+        assert_eq!(piece, usage());
+        cached.set(Some(7));
+        correction.apply(&mut piece);
+        assert!(piece.ends_with(b"\"cached_tokens\": 7}}}"));
+    }
 }

@@ -6,6 +6,8 @@
 //! | embeddings, scores, one token | it begins | prefill, once it has ended well |
 //! | anything else that comes whole | the time that was predicted, or its head | nothing: only its end is seen |
 //! | an error, cut short, or failed over | it ends | nothing |
+//!
+//! Of a hand-off, the prefill leg's answer shows prefill, and the decode leg's stream decoding.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -13,7 +15,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use fairlead_openai::{Api, Usage};
-use fairlead_routing::{DecodeSeen, Plan, PrefillSeen, Reservation};
+use fairlead_routing::{DecodeSeen, Leg, Plan, PrefillSeen, Reservation};
 use fairlead_wire::TargetId;
 
 use super::decide::Prompt;
@@ -55,19 +57,45 @@ fn sight(prompt: &Prompt) -> Sight {
 
 /// To be called with each plan, before anything else is done with it.
 pub fn picked(prompt: &Prompt, plan: &mut Plan) {
-    if sight(prompt) == Sight::Never {
+    // A decode leg has no prefill to be seen.
+    if plan.prefill.is_none() && sight(prompt) == Sight::Never {
         plan.reservation.unseen();
     }
 }
 
-/// Waits for the head of the answer. Meanwhile the prefill of an answer that comes whole is taken to end when it was
-/// predicted to; at the latest, when there is a head.
-pub async fn presuming<R: Runtime, F: Future>(prompt: &Prompt, plan: &mut Plan, head: F) -> F::Output {
+/// Whether the first token of the prompt's answer is seen.
+pub fn sees_first_token(prompt: &Prompt) -> bool {
+    sight(prompt) != Sight::Never
+}
+
+/// The prefill leg of a hand-off was answered: what the control thread is to be told of it.
+pub fn prefilled(reservation: &mut Reservation, now_us: u64, usage: Option<Usage>) -> Option<SpeedNote> {
+    let target = reservation.target().id;
+    let seen = corrected(reservation.first_token(now_us)?, usage);
+    Some(SpeedNote { target, prefill: Some(seen), decode: None })
+}
+
+/// What is not seen is taken to have happened: the prefill is over, or the KV of a decode leg has come.
+fn presume(reservation: &mut Reservation, now_us: u64) {
+    match reservation.leg() {
+        Leg::Decode => drop(reservation.first_token(now_us)),
+        Leg::Whole | Leg::Prefill => reservation.presume_prefilled(now_us),
+    }
+}
+
+/// Waits for the head of the answer. Meanwhile the prefill of an answer that comes whole is taken to end after `prefill`,
+/// the time that was predicted; at the latest, when there is a head.
+pub async fn presuming<R: Runtime, F: Future>(
+    prompt: &Prompt,
+    plan: &mut Plan,
+    prefill: Duration,
+    head: F,
+) -> F::Output {
     if sight(prompt) != Sight::Never {
         return head.await;
     }
     let mut head = pin!(head);
-    let mut prefill = pin!(R::sleep(Duration::from_micros(plan.predicted_ttft_us.into())));
+    let mut prefill = pin!(R::sleep(prefill));
     let mut presumed = false;
     let reservation = &mut plan.reservation;
     let got = poll_fn(|cx| {
@@ -76,12 +104,12 @@ pub async fn presuming<R: Runtime, F: Future>(prompt: &Prompt, plan: &mut Plan, 
         }
         if !presumed && prefill.as_mut().poll(cx).is_ready() {
             presumed = true;
-            reservation.presume_prefilled(R::now_us());
+            presume(reservation, R::now_us());
         }
         Poll::Pending
     })
     .await;
-    reservation.presume_prefilled(R::now_us());
+    presume(reservation, R::now_us());
     got
 }
 

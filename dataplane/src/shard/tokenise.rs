@@ -83,7 +83,7 @@ pub fn read(
         api,
         model: entry.name.clone(),
         stream: scan.stream,
-        said: Said::of(scan),
+        said: Said::of(scan, body),
         path: Arc::default(),
         bytes: 0,
         tokens: 0,

@@ -36,6 +36,10 @@ pub enum Cause {
     Exhausted,
     /// The engine answered 503.
     Busy,
+    /// The prefill, or what was handed over, did not come in time.
+    PrefillTimeout,
+    /// The engine did not take what another one prefilled.
+    HandoffRefused,
 }
 
 impl Cause {
@@ -48,6 +52,8 @@ impl Cause {
             Self::Broken(_) => "broken",
             Self::Exhausted => "exhausted",
             Self::Busy => "busy",
+            Self::PrefillTimeout => "prefill_timeout",
+            Self::HandoffRefused => "handoff_refused",
         }
     }
 }
@@ -145,14 +151,6 @@ where
     }
 }
 
-/// The request in the form in which it goes to a target.
-pub struct Outgoing {
-    /// Head for this target.
-    pub head: Vec<u8>,
-    /// Body, shared with later attempts.
-    pub body: Bytes,
-}
-
 /// How an exchange went up to the head of the answer.
 pub enum Exchanged {
     /// The head is complete (in the caller's [`ResponseHead`]); these are the head's bytes and those of the body that
@@ -176,24 +174,46 @@ pub enum Exchanged {
     },
 }
 
-/// Sends a request and reads the head of its answer, and then waits up to `hold` for the body's first byte, so that
+/// Whoever waits for an answer, and may leave before it comes.
+pub trait Asker {
+    /// Ready when it has left. `probe` says what may be sent to find out.
+    fn poll_gone(&mut self, cx: &mut Context<'_>, probe: Probe) -> Poll<()>;
+}
+
+impl<R: Runtime> Asker for Watch<R> {
+    fn poll_gone(&mut self, cx: &mut Context<'_>, probe: Probe) -> Poll<()> {
+        Watch::poll_gone(self, cx, probe)
+    }
+}
+
+/// An asker that never leaves: whoever has enough shuts the connection down.
+pub struct Patient;
+
+impl Asker for Patient {
+    fn poll_gone(&mut self, _: &mut Context<'_>, _: Probe) -> Poll<()> {
+        Poll::Pending
+    }
+}
+
+/// Has `write` send a request and reads the head of its answer, and then waits up to `hold` for the body's first byte, so that
 /// an engine that dies in the middle of its prefill can still be replaced by another.
-pub async fn exchange<R, F, M>(
+pub async fn exchange<R, F, M, W, A>(
     socket: &R::Socket,
     reads: &mut Reads<'_, F, M>,
-    out: Outgoing,
+    mut write: Pin<&mut W>,
     answer: &mut ResponseHead,
-    watch: &mut Watch<R>,
+    asker: &mut A,
     hold: Duration,
 ) -> Exchanged
 where
     R: Runtime,
     F: Future<Output = ReadResult>,
     M: Fn(BytesMut) -> F,
+    W: Future<Output = io::Result<()>>,
+    A: Asker,
 {
     let limits = HeadLimits::default();
     answer.reset();
-    let mut write = pin!(socket.write_both(Bytes::from(out.head), out.body));
     let mut sent = false;
     let mut writing = true;
     let mut silent = true;
@@ -207,7 +227,7 @@ where
             if let Poll::Ready(result) = reads.poll(cx) {
                 return Poll::Ready(Waited::Got(result));
             }
-            watch.poll_gone(cx, Probe::Prefix).map(|()| Waited::Gone)
+            asker.poll_gone(cx, Probe::Prefix).map(|()| Waited::Gone)
         })
         .await;
         let (result, mut buf) = match waited {
@@ -232,7 +252,15 @@ where
             }
             Parsed::Done(len) => {
                 let head = buf.split_to(len).freeze();
-                return await_body(socket, reads, Part { head, rest: buf, sent }, answer, watch, hold).await;
+                return await_body::<R, _, _, _>(
+                    socket,
+                    reads,
+                    Part { head, rest: buf, sent },
+                    answer,
+                    asker,
+                    hold,
+                )
+                .await;
             }
         }
     }
@@ -246,18 +274,19 @@ struct Part {
 }
 
 /// Holds the head back until the first byte of its body has come, or `hold` is over.
-async fn await_body<R, F, M>(
+async fn await_body<R, F, M, A>(
     socket: &R::Socket,
     reads: &mut Reads<'_, F, M>,
     part: Part,
     answer: &ResponseHead,
-    watch: &mut Watch<R>,
+    asker: &mut A,
     hold: Duration,
 ) -> Exchanged
 where
     R: Runtime,
     F: Future<Output = ReadResult>,
     M: Fn(BytesMut) -> F,
+    A: Asker,
 {
     let Part { head, mut rest, sent } = part;
     if answer.status().as_u16() == 101 {
@@ -275,7 +304,7 @@ where
         if let Poll::Ready(result) = reads.poll(cx) {
             return Poll::Ready(Some(Waited::Got(result)));
         }
-        if let Poll::Ready(()) = watch.poll_gone(cx, Probe::Prefix) {
+        if let Poll::Ready(()) = asker.poll_gone(cx, Probe::Prefix) {
             return Poll::Ready(Some(Waited::Gone));
         }
         timer.as_mut().poll(cx).map(|()| None)

@@ -4,10 +4,14 @@
 pub mod client;
 pub mod engine;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use fairlead_dataplane::runtime::{Driver, Executor};
 use fairlead_dataplane::{Gateway, GatewayOptions, StaticInstance, start, static_fleet};
+use fairlead_routing::{Fleet, TargetEntry};
+use fairlead_wire::TargetId;
+use fairlead_wire::msg::{Handoff, InstanceInfo, ServingRole, Transfer};
 
 pub use client::{Answer, Client};
 pub use engine::{Conn, Engine, Request, Then};
@@ -57,6 +61,33 @@ impl Rig {
         adjust(&mut options);
         let gateway = start(options, static_fleet(&instances)).unwrap();
         Self { gateway, driver }
+    }
+
+    /// Over instances of any description, each one target.
+    pub fn of(
+        driver: Driver,
+        instances: Vec<InstanceInfo>,
+        adjust: impl FnOnce(&mut GatewayOptions),
+    ) -> Self {
+        let config = || fairlead_prefix::Config { max_bytes: 1 << 20, max_targets: 4096, locate: false };
+        let (_, index) = fairlead_prefix::new(config());
+        let fleet = Fleet::new([index]);
+        let entry = |(slot, info)| {
+            Some(Arc::new(TargetEntry::new(TargetId::new(slot, 1), Arc::new(info), 0, true, Arc::default())))
+        };
+        fleet.publish((0u16..).zip(instances).map(entry).collect());
+        let mut options =
+            GatewayOptions { shards: 1, pin: false, driver, seed: 7, ..GatewayOptions::default() };
+        adjust(&mut options);
+        Self { gateway: start(options, Arc::new(fleet)).unwrap(), driver }
+    }
+
+    /// The sum of a metric's samples whose line has all of `parts` in it.
+    pub fn metric(&self, name: &str, parts: &[&str]) -> f64 {
+        let text = self.gateway.shared().registry().encode();
+        let lines = text.lines().filter(|line| line.starts_with(name));
+        let wanted = lines.filter(|line| parts.iter().all(|part| line.contains(part)));
+        wanted.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
     }
 
     pub fn client(&self) -> Client {
@@ -122,4 +153,13 @@ pub fn chat_body(text: &str) -> String {
 /// A streaming request on a path of the API.
 pub fn stream(path: &str) -> String {
     post(path, r#"{"model":"m","stream":true,"max_tokens":5,"messages":[{"role":"user","content":"hi"}]}"#)
+}
+
+/// An instance that hands KV over, or takes it.
+pub fn side(name: &str, engine: &Engine, role: ServingRole, handoff: Handoff) -> InstanceInfo {
+    InstanceInfo {
+        role,
+        transfer: Some(Transfer::new(handoff)),
+        ..InstanceInfo::new(name, &engine.addr.to_string(), ["m"])
+    }
 }

@@ -79,7 +79,7 @@ pub(crate) fn gather(
     if found {
         return Ok(scope);
     }
-    all(Parts::WHOLE, |found| !found.is_empty(), request, model, mode, scratch)?;
+    all(&Strictness::STEPS, Parts::WHOLE, |found| !found.is_empty(), request, model, mode, scratch)?;
     Ok(Scope::All)
 }
 
@@ -102,7 +102,13 @@ pub(crate) fn gather_pairs(
             return true;
         }
     }
-    all(Parts::ANY, both_sides, request, model, mode, scratch).is_ok()
+    // Only where nobody serves requests whole is a pair tried with a target that could not be connected to.
+    let steps = if model.rows().iter().any(|row| row.ready && row.parts.has(Parts::WHOLE)) {
+        Strictness::CONNECTED
+    } else {
+        &Strictness::STEPS
+    };
+    all(steps, Parts::ANY, both_sides, request, model, mode, scratch).is_ok()
 }
 
 fn both_sides(found: &[Candidate]) -> bool {
@@ -125,6 +131,7 @@ fn answers(hits: &mut [Hits]) -> usize {
 
 /// All targets that can take one of the `parts` and pass the filters, of which as few are given up as make `enough`.
 fn all(
+    steps: &[Strictness],
     parts: Parts,
     enough: impl Fn(&[Candidate]) -> bool,
     request: &PlanRequest<'_>,
@@ -138,7 +145,7 @@ fn all(
     candidates.reserve(model.rows().len());
 
     let mut filters = Filters::new(request, mode, parts);
-    for step in Strictness::STEPS {
+    for &step in steps {
         if !filters.begin(step) {
             continue;
         }

@@ -61,5 +61,11 @@ definitions! {
         "Peers refused, by cause: what they said of themselves, malformed frames, no room";
     SCHEDULER_CACHE_SOURCES = "fairlead_scheduler_cache_sources" ["source"]
         "Targets by where the index learns what they hold: their engine's events (partial: some were lost) or placements";
+    HANDOFFS = "fairlead_handoffs_total" ["handoff", "outcome"]
+        "Requests split between two targets: ok, prefill_failed, decode_failed, refused_local (decoded without the hand-off), cancelled";
+    HANDOFF_TIME = "fairlead_handoff_seconds" []
+        "Time from the end of a prefill leg to the decode leg's first token, where one follows the other";
+    PREFILL_DOWN = "fairlead_prefill_down" ["model"]
+        "1 while requests of a split model are served whole because no prefill target can be used";
     RETRIES = "fairlead_retries_total" ["cause"] "Requests sent to another target after one failed";
 }

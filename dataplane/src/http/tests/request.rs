@@ -292,6 +292,7 @@ fn a_shorter_buffer_is_harmless() {
         host: "h",
         request_id: RequestIdRule::KeepOr("g"),
         body: OutgoingBody::None,
+        plain: false,
         add: &[],
     };
     head.write_upstream(short, &plan, &mut out);

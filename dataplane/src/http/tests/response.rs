@@ -123,7 +123,7 @@ fn client(text: &str, to_head: bool, version: Version, keep_alive: bool) -> (Str
     let (head, parsed) = parse(text.as_bytes(), to_head);
     assert!(matches!(parsed, Parsed::Done(_)), "{parsed:?} for {text}");
     let mut out = Vec::new();
-    let plan = ClientHead { version, keep_alive, add: &[("x-fairlead-instance", "e1")] };
+    let plan = ClientHead { version, keep_alive, own_id: false, add: &[("x-fairlead-instance", "e1")] };
     let body = head.write_client(text.as_bytes(), &plan, &mut out);
     (String::from_utf8(out).unwrap(), body)
 }

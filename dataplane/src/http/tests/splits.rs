@@ -118,6 +118,7 @@ fn plan() -> UpstreamHead<'static> {
         host: "e",
         request_id: RequestIdRule::KeepOr("g"),
         body: OutgoingBody::Chunked,
+        plain: false,
         add: &[],
     }
 }
@@ -178,7 +179,7 @@ proptest! {
         let mut split = ResponseHead::new();
         prop_assert_eq!(in_pieces(&bytes, &cuts, |b| split.parse(b, to_head, &limits)), wanted);
         if let Parsed::Done(_) = wanted {
-            let client = ClientHead { version: Version::Http11, keep_alive: true, add: &[] };
+            let client = ClientHead { version: Version::Http11, keep_alive: true, own_id: false, add: &[] };
             let (mut a, mut b) = (Vec::new(), Vec::new());
             prop_assert_eq!(whole.write_client(&bytes, &client, &mut a), split.write_client(&bytes, &client, &mut b));
             prop_assert_eq!(&a, &b);

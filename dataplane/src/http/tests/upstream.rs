@@ -8,6 +8,7 @@ const PLAN: UpstreamHead<'static> = UpstreamHead {
     host: "10.0.0.1:8000",
     request_id: RequestIdRule::KeepOr("generated"),
     body: OutgoingBody::None,
+    plain: false,
     add: &[],
 };
 

@@ -162,6 +162,16 @@ impl Stream for SimSocket {
         }
     }
 
+    fn write_pieces(&self, pieces: Vec<Bytes>) -> impl Future<Output = io::Result<()>> + use<> + 'static {
+        let end = self.end.clone();
+        async move {
+            for piece in pieces {
+                end.clone().write(&piece).await?;
+            }
+            Ok(())
+        }
+    }
+
     fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
         let end = &self.end;
         match current(|world| end.conn.borrow_mut().write(end.side, bytes, world))? {

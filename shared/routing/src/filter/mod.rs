@@ -47,6 +47,14 @@ impl Strictness {
         Self::of(false, false, false),
     ];
 
+    /// Those of them that leave out whom this gateway could not connect to.
+    pub(crate) const CONNECTED: &'static [Self] = &[
+        Self::of(true, true, true),
+        Self::of(false, true, true),
+        Self::of(true, false, true),
+        Self::of(false, false, true),
+    ];
+
     const fn of(room: bool, host: bool, circuit: bool) -> Self {
         Self { room, host, circuit }
     }

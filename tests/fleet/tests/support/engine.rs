@@ -164,8 +164,11 @@ impl Engine {
             self.stream(messages, &who, words, stop_after, &usage).await
         } else {
             let text: Vec<String> = (0..words).map(|n| format!("{who}/{n}")).collect();
+            // As a connector answers a prefill leg.
+            let hands_over = request["kv_transfer_params"]["do_remote_decode"] == true;
+            let told = if hands_over { ",\"kv_transfer_params\":{\"do_remote_prefill\":true}" } else { "" };
             let answer = format!(
-                "{{\"choices\":[{{\"message\":{{\"content\":\"{}\"}}}}],\"usage\":{usage}}}",
+                "{{\"choices\":[{{\"message\":{{\"content\":\"{}\"}}}}],\"usage\":{usage}{told}}}",
                 text.join(" ")
             );
             let mut out = format!(

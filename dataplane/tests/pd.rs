@@ -1,0 +1,783 @@
+//! Requests that one engine prefills and another decodes.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "tests fail by panicking and say what they skip"
+)]
+
+mod common;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use common::*;
+use fairlead_dataplane::GatewayOptions;
+use fairlead_dataplane::runtime::Driver;
+use fairlead_wire::msg::{Handoff, InstanceInfo, ServingRole};
+
+const PARAMS: &str = r#"{"do_remote_prefill" : true, "remote_block_ids":[[1,2]], "x":[1.50, "\"}"]}"#;
+
+/// A door that opens once.
+#[derive(Clone, Default)]
+struct Door(Arc<(Mutex<bool>, Condvar)>);
+
+impl Door {
+    fn open(&self) {
+        *self.0.0.lock().unwrap() = true;
+        self.0.1.notify_all();
+    }
+
+    fn pass(&self) {
+        let mut open = self.0.0.lock().unwrap();
+        while !*open {
+            let (back, timed) = self.0.1.wait_timeout(open, PATIENCE).unwrap();
+            open = back;
+            assert!(!timed.timed_out(), "a door stayed shut");
+        }
+    }
+}
+
+fn prefilled(cached: u32) -> String {
+    format!(
+        r#"{{"choices":[],"usage":{{"prompt_tokens":40,"completion_tokens":1,"prompt_tokens_details":{{"cached_tokens":{cached}}}}},"kv_transfer_params":{PARAMS}}}"#
+    )
+}
+
+/// A prefill engine that does what it should.
+fn prefiller() -> Engine {
+    Engine::start(|conn, _| {
+        conn.ok(&prefilled(16));
+        Then::Keep
+    })
+}
+
+/// A decode engine that does: three events, or a document.
+fn decoder() -> Engine {
+    Engine::start(|conn, request| {
+        answer(conn, request);
+        Then::Keep
+    })
+}
+
+const USAGE: &str =
+    r#""usage":{"prompt_tokens":40,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":40}}"#;
+
+fn answer(conn: &mut Conn, request: &Request) {
+    if String::from_utf8_lossy(&request.body).contains("\"stream\":true") {
+        conn.sse_head();
+        conn.chunk("data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n");
+        conn.chunk(&format!("data: {{{USAGE}}}\n\n"));
+        conn.chunk("data: [DONE]\n\n");
+        conn.last_chunk();
+    } else {
+        conn.ok(&format!("{{\"choices\":[1],{USAGE}}}"));
+    }
+}
+
+fn fails(how: &'static str) -> Engine {
+    Engine::start(move |conn, _| match how {
+        "reset" => Then::Reset,
+        "close" => Then::Close,
+        "head" => {
+            conn.send("HTTP/1.1 200 OK\r\nContent-Le");
+            Then::Close
+        }
+        "body" => {
+            conn.send(
+                "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{\"a\":",
+            );
+            Then::Reset
+        }
+        other => panic!("{other}"),
+    })
+}
+
+fn p(name: &str, engine: &Engine, handoff: Handoff) -> InstanceInfo {
+    side(name, engine, ServingRole::Prefill, handoff)
+}
+
+fn d(name: &str, engine: &Engine, handoff: Handoff) -> InstanceInfo {
+    side(name, engine, ServingRole::Decode, handoff)
+}
+
+fn rig(driver: Driver, instances: Vec<InstanceInfo>) -> Rig {
+    Rig::of(driver, instances, |_| {})
+}
+
+fn patient(prefill: Duration) -> impl FnOnce(&mut GatewayOptions) {
+    move |options| options.timeouts.prefill = prefill
+}
+
+fn body(request: &Request) -> String {
+    String::from_utf8(request.body.clone()).unwrap()
+}
+
+fn ask() -> String {
+    stream("/v1/chat/completions")
+}
+
+/// The text that [`ask`] sends.
+const BODY: &str =
+    r#"{"model":"m","stream":true,"max_tokens":5,"messages":[{"role":"user","content":"hi"}]}"#;
+
+fn outcomes(rig: &Rig, outcome: &str) -> f64 {
+    rig.metric("fairlead_handoffs_total", &[&format!("outcome=\"{outcome}\"")])
+}
+
+#[track_caller]
+fn await_outcome(rig: &Rig, outcome: &str, count: f64) {
+    eventually(outcome, || outcomes(rig, outcome) == count);
+}
+
+#[test]
+fn one_leg_follows_the_other_and_the_client_sees_one_answer() {
+    on_each_driver(|driver| {
+        let (prefill, decode) = (prefiller(), decoder());
+        let rig = rig(driver, vec![p("p", &prefill, Handoff::NixlPull), d("d", &decode, Handoff::NixlPull)]);
+        let mut client = rig.client();
+        for round in 1..=3 {
+            client.send(ask().replace("Host: t", "Host: t\r\nX-Request-Id: mine\r\nAccept-Encoding: gzip"));
+            let answer = client.answer();
+            assert_eq!((answer.status, answer.complete), (200, true));
+            assert_eq!(answer.header("x-fairlead-instance"), Some("d"));
+            assert_eq!(answer.header("x-fairlead-prefill-instance"), Some("p"));
+            assert_eq!(answer.header("x-request-id"), Some("mine"));
+            // What the prefill side had cached, in the place of what came from there.
+            let text = answer.text();
+            assert!(text.contains(r#""cached_tokens":16}"#) && text.ends_with("[DONE]\n\n"), "{text}");
+            assert_eq!((prefill.requests(), decode.requests()), (round, round));
+        }
+        let (first, second) = (&prefill.seen()[0], &decode.seen()[0]);
+        assert!(body(first).contains(r#""stream":false,"max_tokens":1"#), "{}", body(first));
+        assert!(body(first).contains(r#""do_remote_decode":true"#));
+        assert_eq!(
+            body(second),
+            BODY.replacen('{', &format!("{{\"kv_transfer_params\":{PARAMS},"), 1),
+            "as they came"
+        );
+        let ids = [first, second].map(|request| request.header("x-request-id").join(","));
+        assert_eq!(ids[0], ids[1]);
+        assert_ne!(ids[0], "mine");
+        assert_ne!(prefill.seen()[1].header("x-request-id").join(","), ids[0], "another one for each");
+        assert_eq!(first.header("content-length"), [first.body.len().to_string().as_str()]);
+        assert!(first.header("accept-encoding").is_empty());
+        assert_eq!(second.header("accept-encoding"), ["gzip"]);
+        assert_eq!((prefill.connections(), decode.connections()), (1, 1), "both are kept");
+        await_outcome(&rig, "ok", 3.0);
+        assert_eq!(rig.metric("fairlead_handoff_seconds_count", &[]), 3.0);
+        // A document.
+        client.send(chat("hi"));
+        let answer = client.answer();
+        assert!(answer.text().contains(r#""cached_tokens":16}"#), "{}", answer.text());
+        await_outcome(&rig, "ok", 4.0);
+        rig.assert_settled();
+    });
+}
+
+#[test]
+fn the_prefill_side_is_released_at_the_hand_off() {
+    on_each_driver(|driver| {
+        let (computed, decoded) = (Door::default(), Door::default());
+        let (first, second) = (computed.clone(), decoded.clone());
+        let prefill = Engine::start(move |conn, _| {
+            first.pass();
+            conn.ok(&prefilled(0));
+            Then::Keep
+        });
+        let decode = Engine::start(move |conn, request| {
+            second.pass();
+            answer(conn, request);
+            Then::Keep
+        });
+        let rig = rig(driver, vec![p("p", &prefill, Handoff::NixlPull), d("d", &decode, Handoff::NixlPull)]);
+        let in_flight = || {
+            let table = rig.gateway.shared().fleet.table_full();
+            [0, 1]
+                .map(|slot: usize| table.entries[slot].as_ref().unwrap().cells.counters.in_flight().requests)
+        };
+        let mut client = rig.client();
+        client.send(ask());
+        prefill.await_requests(1);
+        assert_eq!(in_flight(), [1, 1], "both are reserved from the start");
+        assert_eq!(decode.requests(), 0);
+        computed.open();
+        decode.await_requests(1);
+        assert_eq!(in_flight(), [0, 1]);
+        decoded.open();
+        assert_eq!(client.answer().status, 200);
+        rig.assert_settled();
+    });
+}
+
+#[test]
+fn concurrent_legs_wait_for_each_other() {
+    on_each_driver(|driver| {
+        // Neither answers before both have come.
+        let both = Arc::new(std::sync::Barrier::new(2));
+        let (first, second) = (both.clone(), both);
+        let prefill = Engine::start(move |conn, _| {
+            first.wait();
+            conn.ok(&prefilled(16));
+            Then::Keep
+        });
+        let decode = Engine::start(move |conn, request| {
+            second.wait();
+            std::thread::sleep(Duration::from_millis(5));
+            answer(conn, request);
+            Then::Keep
+        });
+        let mut instances = vec![p("p", &prefill, Handoff::Sglang), d("d", &decode, Handoff::Sglang)];
+        instances[0].engine_version = "0.5.23".into();
+        let rig = rig(driver, instances);
+        for round in 1..=2 {
+            let answer = rig.ask(ask());
+            assert_eq!((answer.status, answer.complete), (200, true));
+            await_outcome(&rig, "ok", f64::from(round));
+        }
+        let (first, second) = (&prefill.seen()[0], &decode.seen()[0]);
+        assert_eq!((body(first).as_str(), body(second).as_str()), (BODY, BODY));
+        let room = first.header("x-override-bootstrap-room").join("");
+        assert!(room.parse::<u64>().unwrap() < 1 << 63);
+        assert_eq!(second.header("x-override-bootstrap-room").join(""), room);
+        assert_ne!(prefill.seen()[1].header("x-override-bootstrap-room").join(""), room);
+        rig.assert_settled();
+    });
+}
+
+#[test]
+fn a_client_that_leaves_ends_both_legs() {
+    on_each_driver(|driver| {
+        let wait = || {
+            Engine::start(|conn, _| {
+                conn.wait_closed();
+                Then::Close
+            })
+        };
+        // While the prompt is computed; the decode side never hears of it.
+        let (prefill, decode) = (wait(), decoder());
+        let rig1 = rig(driver, vec![p("p", &prefill, Handoff::NixlPull), d("d", &decode, Handoff::NixlPull)]);
+        let mut client = rig1.client();
+        client.send(ask());
+        prefill.await_requests(1);
+        client.reset();
+        prefill.await_closed(1);
+        rig1.assert_settled();
+        assert_eq!(decode.requests(), 0);
+        await_outcome(&rig1, "cancelled", 1.0);
+
+        // Between the legs.
+        let (prefill, decode) = (prefiller(), wait());
+        let rig2 = rig(driver, vec![p("p", &prefill, Handoff::NixlPull), d("d", &decode, Handoff::NixlPull)]);
+        let mut client = rig2.client();
+        client.send(ask());
+        decode.await_requests(1);
+        client.reset();
+        decode.await_closed(1);
+        rig2.assert_settled();
+        await_outcome(&rig2, "cancelled", 1.0);
+
+        // While both wait.
+        let (prefill, decode) = (wait(), wait());
+        let rig3 = rig(driver, vec![p("p", &prefill, Handoff::Sglang), d("d", &decode, Handoff::Sglang)]);
+        let mut client = rig3.client();
+        client.send(ask());
+        prefill.await_requests(1);
+        decode.await_requests(1);
+        client.reset();
+        prefill.await_closed(1);
+        decode.await_closed(1);
+        rig3.assert_settled();
+
+        // In the middle of the answer, the prefill side still not done.
+        let prefill = wait();
+        let decode = Engine::start(|conn, _| {
+            conn.sse_head();
+            conn.chunk("data: {\"a\":1}\n\n");
+            conn.wait_closed();
+            Then::Close
+        });
+        let rig4 = rig(driver, vec![p("p", &prefill, Handoff::Sglang), d("d", &decode, Handoff::Sglang)]);
+        let mut client = rig4.client();
+        client.send(ask());
+        client.until("data: {\"a\":1}\n\n");
+        prefill.await_requests(1);
+        client.reset();
+        prefill.await_closed(1);
+        decode.await_closed(1);
+        rig4.assert_settled();
+    });
+}
+
+#[test]
+fn a_prefill_side_that_fails_is_replaced_and_its_sibling_cancelled_at_once() {
+    on_each_driver(|driver| {
+        for handoff in [Handoff::NixlPull, Handoff::Sglang] {
+            for how in ["reset", "close", "head", "body"] {
+                let (bad, good) = (fails(how), prefiller());
+                // Waits for KV that does not come.
+                let decode = Engine::start(move |conn, request| {
+                    if body(request).contains(r#""bootstrap_host":"bad""#) {
+                        conn.wait_closed();
+                        return Then::Close;
+                    }
+                    answer(conn, request);
+                    Then::Keep
+                });
+                let at = |mut info: InstanceInfo| {
+                    let bootstrap = format!("{}:1", info.name);
+                    info.transfer.as_mut().unwrap().bootstrap = Some(bootstrap);
+                    info
+                };
+                let rig = rig(driver, vec![at(p("bad", &bad, handoff)), d("d", &decode, handoff)]);
+                // With no other pair, and for SGLang nobody to serve it whole, the client hears of it.
+                let began = Instant::now();
+                let answer = rig.ask(ask());
+                assert!(began.elapsed() < Duration::from_secs(5), "nobody waits for the sibling");
+                let whole = handoff.decodes_alone();
+                assert_eq!(answer.status, if whole { 200 } else { 502 }, "{handoff:?} {how}");
+                await_outcome(&rig, "prefill_failed", 1.0);
+                rig.assert_settled();
+                drop(rig);
+
+                let instances = vec![
+                    at(p("bad", &bad, handoff)),
+                    at(p("good", &good, handoff)),
+                    d("d", &decode, handoff),
+                ];
+                let rig = Rig::of(driver, instances, |options| {
+                    options.routing.policy = "round-robin".into();
+                });
+                for _ in 0..4 {
+                    let answer = rig.ask(ask());
+                    assert_eq!(answer.status, 200, "{handoff:?} {how}: {answer:?}");
+                    assert_eq!(answer.header("x-fairlead-prefill-instance"), Some("good"));
+                }
+                assert!(outcomes(&rig, "prefill_failed") >= 1.0);
+                rig.assert_settled();
+            }
+        }
+    });
+}
+
+#[test]
+fn a_decode_side_that_fails_is_replaced() {
+    on_each_driver(|driver| {
+        for handoff in [Handoff::NixlPull, Handoff::Sglang] {
+            for how in ["reset", "close", "head"] {
+                let (prefill, bad, good) = (prefiller(), fails(how), decoder());
+                let instances =
+                    vec![p("p", &prefill, handoff), d("bad", &bad, handoff), d("good", &good, handoff)];
+                let rig = Rig::of(driver, instances, |options| {
+                    options.routing.policy = "round-robin".into();
+                });
+                for _ in 0..4 {
+                    let answer = rig.ask(ask());
+                    assert_eq!(answer.status, 200, "{handoff:?} {how}: {answer:?}");
+                    assert_eq!(answer.header("x-fairlead-instance"), Some("good"));
+                }
+                assert!(outcomes(&rig, "decode_failed") >= 1.0 && outcomes(&rig, "prefill_failed") == 0.0);
+                rig.assert_settled();
+            }
+        }
+    });
+}
+
+#[test]
+fn a_dead_prefill_side_is_excluded_and_told() {
+    on_each_driver(|driver| {
+        let (prefill, decode) = (prefiller(), decoder());
+        let rig = rig(driver, vec![p("p", &prefill, Handoff::NixlPull), d("d", &decode, Handoff::NixlPull)]);
+        prefill.kill();
+        eventually("it is gone", || std::net::TcpStream::connect(prefill.addr).is_err());
+        for _ in 0..4 {
+            let answer = rig.ask(ask());
+            assert_eq!(answer.status, 200);
+            assert_eq!(answer.header("x-fairlead-prefill-instance"), None);
+        }
+        let table = rig.gateway.shared().fleet.table_full();
+        assert_eq!(table.entries[0].as_ref().unwrap().cells.counters.requests_total(), 1, "then excluded");
+        assert!(rig.metric("fairlead_picks_total", &["prefill_down"]) >= 3.0);
+        assert_eq!(body(&decode.seen()[0]), BODY, "the client's own request");
+        rig.assert_settled();
+    });
+}
+
+#[test]
+fn what_the_prefill_side_says_of_a_request_is_passed_on() {
+    on_each_driver(|driver| {
+        for handoff in [Handoff::NixlPull, Handoff::Sglang, Handoff::SharedStore] {
+            for status in ["400 Bad Request", "413 Too Large", "429 Too Many Requests", "500 Oops"] {
+                let prefill = Engine::start(move |conn, _| {
+                    conn.send(format!(
+                        "HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nRetry-After: 7\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nits\r\n6\r\n words\r\n0\r\n\r\n"
+                    ));
+                    Then::Keep
+                });
+                let decode = Engine::start(|conn, _| {
+                    conn.wait_closed();
+                    Then::Close
+                });
+                let rig = rig(driver, vec![p("p", &prefill, handoff), d("d", &decode, handoff)]);
+                let mut client = rig.client();
+                for _ in 0..2 {
+                    client.send(ask());
+                    let answer = client.answer();
+                    assert_eq!(
+                        (answer.status.to_string().as_str(), answer.text()),
+                        (&status[..3], "its words")
+                    );
+                    assert_eq!(answer.header("content-type"), Some("text/plain"));
+                    assert_eq!(answer.header("retry-after"), Some("7"));
+                    assert_eq!(answer.header("x-fairlead-prefill-instance"), Some("p"));
+                }
+                assert_eq!(prefill.requests(), 2, "not tried again");
+                if handoff == Handoff::Sglang {
+                    decode.await_closed(decode.requests());
+                } else {
+                    assert_eq!(decode.requests(), 0);
+                }
+                rig.assert_settled();
+            }
+        }
+    });
+}
+
+#[test]
+fn a_busy_side_is_passed_over() {
+    on_each_driver(|driver| {
+        let busy = || {
+            Engine::start(|conn, _| {
+                conn.status("503 Service Unavailable", "busy");
+                Then::Keep
+            })
+        };
+        let handoff = Handoff::NixlPull;
+        let (bad, good, decode) = (busy(), prefiller(), decoder());
+        let round = |options: &mut GatewayOptions| options.routing.policy = "round-robin".into();
+        let instances = vec![p("bad", &bad, handoff), p("good", &good, handoff), d("d", &decode, handoff)];
+        let rig1 = Rig::of(driver, instances, round);
+        for _ in 0..4 {
+            assert_eq!(rig1.ask(ask()).header("x-fairlead-prefill-instance"), Some("good"));
+        }
+        assert!(bad.requests() > 0);
+        rig1.assert_settled();
+        let (prefill, bad, good) = (prefiller(), busy(), decoder());
+        let instances = vec![p("p", &prefill, handoff), d("bad", &bad, handoff), d("good", &good, handoff)];
+        let rig2 = Rig::of(driver, instances, round);
+        for _ in 0..4 {
+            assert_eq!(rig2.ask(ask()).header("x-fairlead-instance"), Some("good"));
+        }
+        assert!(bad.requests() > 0);
+        rig2.assert_settled();
+    });
+}
+
+#[test]
+fn a_refused_hand_off_is_served_where_it_was_refused() {
+    on_each_driver(|driver| {
+        for (handoff, status) in [
+            (Handoff::NixlPull, "500 Internal Server Error"),
+            (Handoff::NixlPull, "400 Bad Request"),
+            (Handoff::SharedStore, "502 Bad Gateway"),
+            // A stream is an answer before it is known how it goes.
+            (Handoff::NixlPull, "an event"),
+        ] {
+            let prefill = prefiller();
+            let first = AtomicBool::new(true);
+            let decode = Engine::start(move |conn, request| {
+                if !first.swap(false, Ordering::SeqCst) {
+                    answer(conn, request);
+                } else if status == "an event" {
+                    conn.sse_head();
+                    conn.chunk("data: {\"error\":{\"message\":\"no such blocks\"}}\n\n");
+                    conn.chunk("data: [DONE]\n\n");
+                    conn.last_chunk();
+                } else {
+                    conn.status(status, "no such blocks");
+                }
+                Then::Keep
+            });
+            let rig = rig(driver, vec![p("p", &prefill, handoff), d("d", &decode, handoff)]);
+            let answer = rig.ask(ask());
+            assert_eq!((answer.status, answer.header("x-fairlead-instance")), (200, Some("d")));
+            assert_eq!(answer.header("x-fairlead-prefill-instance"), None);
+            assert!(answer.text().contains("\"cached_tokens\":40"), "its own: {}", answer.text());
+            assert_eq!(body(&decode.seen()[1]), BODY);
+            assert_eq!(prefill.requests(), 1);
+            await_outcome(&rig, "refused_local", 1.0);
+            rig.assert_settled();
+        }
+        // An engine that cannot decode alone: another pair.
+        let (prefill, good) = (prefiller(), decoder());
+        let bad = Engine::start(|conn, _| {
+            conn.status("500 Internal Server Error", "tensor-parallel sizes differ");
+            Then::Keep
+        });
+        let handoff = Handoff::Sglang;
+        let instances = vec![p("p", &prefill, handoff), d("bad", &bad, handoff), d("good", &good, handoff)];
+        let rig = Rig::of(driver, instances, |options| options.routing.policy = "round-robin".into());
+        for _ in 0..4 {
+            assert_eq!(rig.ask(ask()).header("x-fairlead-instance"), Some("good"));
+        }
+        assert!(bad.requests() > 0);
+        rig.assert_settled();
+    });
+}
+
+#[test]
+fn prefill_answers_that_cannot_be_used_lead_elsewhere() {
+    on_each_driver(|driver| {
+        for what in ["garbage", "large", "compressed", "head", "chunks"] {
+            let bad = Engine::start(move |conn, _| {
+                match what {
+                    "garbage" => conn.ok("<html>not json</html>"),
+                    "large" => conn.ok(&format!("{{\"a\":\"{}\"}}", "x".repeat(5 << 20))),
+                    "compressed" => conn.send(
+                        "HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n\x1f\x1f",
+                    ),
+                    "head" => conn.send("SMTP 200 OK\r\n\r\n"),
+                    _ => conn.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"),
+                }
+                Then::Close
+            });
+            let (good, decode) = (prefiller(), decoder());
+            let handoff = Handoff::NixlPull;
+            let instances =
+                vec![p("bad", &bad, handoff), p("good", &good, handoff), d("d", &decode, handoff)];
+            let rig = Rig::of(driver, instances, |options| options.routing.policy = "round-robin".into());
+            for _ in 0..2 {
+                let answer = rig.ask(ask());
+                assert_eq!(answer.status, 200, "{what}: {answer:?}");
+                assert_eq!(answer.header("x-fairlead-prefill-instance"), Some("good"), "{what}");
+            }
+            assert!(bad.requests() > 0);
+            rig.assert_settled();
+        }
+        // An engine that hands nothing over: there is nothing to wait for.
+        for nothing in [r#"{"usage":{"prompt_tokens":4}}"#, r#"{"kv_transfer_params":null}"#] {
+            let prefill = Engine::start(move |conn, _| {
+                conn.ok(nothing);
+                Then::Keep
+            });
+            let decode = decoder();
+            let rig =
+                rig(driver, vec![p("p", &prefill, Handoff::NixlPull), d("d", &decode, Handoff::NixlPull)]);
+            assert_eq!(rig.ask(ask()).status, 200);
+            assert_eq!(body(&decode.seen()[0]), BODY);
+            await_outcome(&rig, "refused_local", 1.0);
+            rig.assert_settled();
+        }
+    });
+}
+
+#[test]
+fn a_stale_connection_costs_another_connection_and_no_request() {
+    on_each_driver(|driver| {
+        for handoff in [Handoff::NixlPull, Handoff::Sglang] {
+            // Each side closes a kept connection as soon as something comes on it again.
+            let once = |first: fn(&mut Conn, &Request)| {
+                Engine::start(move |conn, request| {
+                    if request.on_connection > 0 {
+                        return Then::Close;
+                    }
+                    first(conn, request);
+                    Then::Keep
+                })
+            };
+            let (prefill, decode) = (once(|conn, _| conn.ok(&prefilled(0))), once(answer));
+            let rig = rig(driver, vec![p("p", &prefill, handoff), d("d", &decode, handoff)]);
+            for round in 1..=4 {
+                assert_eq!(rig.ask(ask()).status, 200, "{handoff:?}");
+                await_outcome(&rig, "ok", f64::from(round));
+            }
+            assert_eq!(rig.metric("fairlead_retries_total", &[]), 0.0);
+            rig.assert_settled();
+        }
+    });
+}
+
+#[test]
+fn legs_that_hang_are_ended_by_the_deadline() {
+    on_each_driver(|driver| {
+        let hang = || {
+            Engine::start(|conn, _| {
+                conn.wait_closed();
+                Then::Close
+            })
+        };
+        for handoff in [Handoff::NixlPull, Handoff::Sglang] {
+            let (bad, good) = (hang(), prefiller());
+            let decode = Engine::start(move |conn, request| {
+                if body(request).contains(r#""bootstrap_host":"bad""#) {
+                    conn.wait_closed();
+                    return Then::Close;
+                }
+                answer(conn, request);
+                Then::Keep
+            });
+            let mut instances =
+                vec![p("bad", &bad, handoff), p("good", &good, handoff), d("d", &decode, handoff)];
+            instances[0].transfer.as_mut().unwrap().bootstrap = Some("bad:1".into());
+            let rig = Rig::of(driver, instances, |options| {
+                options.timeouts.prefill = Duration::from_millis(150);
+                options.routing.policy = "round-robin".into();
+            });
+            let answers: Vec<_> = (0..3).map(|_| rig.ask(ask())).collect();
+            assert!(answers.iter().all(|answer| answer.status == 200), "{handoff:?} {answers:?}");
+            assert!(bad.requests() > 0);
+            assert_eq!(outcomes(&rig, "prefill_failed"), bad.requests() as f64);
+            assert!(rig.metric("fairlead_retries_total", &["prefill_timeout"]) >= 1.0);
+            bad.await_closed(bad.requests());
+            rig.assert_settled();
+        }
+        // The decode side hangs, having got all it needs.
+        let (prefill, decode) = (prefiller(), hang());
+        let instances = vec![p("p", &prefill, Handoff::NixlPull), d("d", &decode, Handoff::NixlPull)];
+        let rig = Rig::of(driver, instances, patient(Duration::from_millis(150)));
+        let answer = rig.ask(ask());
+        assert_eq!(answer.status, 504, "{answer:?}");
+        rig.assert_settled();
+    });
+}
+
+#[test]
+fn a_prefill_side_that_fails_late_harms_nobody() {
+    on_each_driver(|driver| {
+        let door = Door::default();
+        let opens = door.clone();
+        let prefill = Engine::start(move |_, _| {
+            opens.pass();
+            Then::Reset
+        });
+        let second = Door::default();
+        let goes_on = second.clone();
+        let decode = Engine::start(move |conn, _| {
+            conn.sse_head();
+            conn.chunk("data: {\"a\":1}\n\n");
+            goes_on.pass();
+            conn.chunk("data: [DONE]\n\n");
+            conn.last_chunk();
+            Then::Keep
+        });
+        let rig = rig(driver, vec![p("p", &prefill, Handoff::Sglang), d("d", &decode, Handoff::Sglang)]);
+        let mut client = rig.client();
+        client.send(ask());
+        client.until("data: {\"a\":1}\n\n");
+        door.open();
+        std::thread::sleep(Duration::from_millis(30));
+        second.open();
+        client.until("data: [DONE]\n\n\r\n0\r\n\r\n");
+        await_outcome(&rig, "ok", 1.0);
+        rig.assert_settled();
+    });
+}
+
+#[test]
+fn a_push_waits_for_the_prefill_side_once() {
+    on_each_driver(|driver| {
+        const PUSH: &str = r#"{"kv_transfer_params":{"transfer_mode":"push","remote_engine_id":"e","remote_host":"h","remote_port":5600,"tp_size":1}}"#;
+        let both = Arc::new(std::sync::Barrier::new(2));
+        let (first, second) = (both.clone(), both);
+        let turn = AtomicBool::new(true);
+        let prefill = Engine::start(move |conn, _| {
+            if !turn.swap(false, Ordering::SeqCst) {
+                first.wait();
+            }
+            conn.ok(PUSH);
+            Then::Keep
+        });
+        let turn = AtomicBool::new(true);
+        let decode = Engine::start(move |conn, request| {
+            if !turn.swap(false, Ordering::SeqCst) {
+                second.wait();
+            }
+            answer(conn, request);
+            Then::Keep
+        });
+        let handoff = Handoff::NixlPush;
+        let rig = rig(driver, vec![p("p", &prefill, handoff), d("d", &decode, handoff)]);
+        for round in 1..=3 {
+            assert_eq!(rig.ask(ask()).status, 200);
+            await_outcome(&rig, "ok", f64::from(round));
+        }
+        let (p, d) = (&prefill.seen()[2], &decode.seen()[2]);
+        let id = p.header("x-request-id").join("");
+        assert_eq!(d.header("x-request-id").join(""), id);
+        assert!(body(d).contains(&format!(r#""tp_size":1,"remote_request_id":"{id}"}}"#)), "{}", body(d));
+        rig.assert_settled();
+    });
+}
+
+#[test]
+fn requests_that_cannot_be_split_are_served_whole() {
+    on_each_driver(|driver| {
+        let (prefill, decode) = (prefiller(), decoder());
+        let handoff = Handoff::NixlPull;
+        let instances = || vec![p("p", &prefill, handoff), d("d", &decode, handoff)];
+        let rig1 = rig(driver, instances());
+        for (path, body) in [
+            ("/v1/chat/completions", r#"{"model":"m","n":2,"messages":[{"role":"user","content":"x"}]}"#),
+            ("/v1/completions", r#"{"model":"m","prompt":["a","b"]}"#),
+            ("/v1/completions", r#"{"model":"m","prompt":[[1],[2]]}"#),
+            ("/v1/completions", r#"{"model":"m","prompt":"a","max_tokens":0}"#),
+            ("/v1/responses", r#"{"model":"m","input":"a","previous_response_id":"r"}"#),
+            ("/v1/embeddings", r#"{"model":"m","input":"a"}"#),
+        ] {
+            let answer = rig1.ask(post(path, body));
+            assert_eq!((answer.status, answer.header("x-fairlead-prefill-instance")), (200, None), "{body}");
+        }
+        assert_eq!(prefill.requests(), 0);
+        for (path, body) in [
+            ("/v1/completions", r#"{"model":"m","prompt":[1,2,3]}"#),
+            ("/v1/completions", r#"{"model":"m","prompt":"[\"a\"]","n":1}"#),
+            ("/v1/responses", r#"{"model":"m","input":[{"role":"user","content":"x"}]}"#),
+            ("/v1/messages", r#"{"model":"m","max_tokens":4,"messages":[{"role":"user","content":"x"}]}"#),
+        ] {
+            let answer = rig1.ask(post(path, body));
+            assert_eq!(answer.header("x-fairlead-prefill-instance"), Some("p"), "{body}");
+        }
+        rig1.assert_settled();
+        // Where the hand-off bears several, they are.
+        let several = ask().replace("\"max_tokens\"", "\"n\":3,\"max_tokens\"").replace(
+            &format!("Content-Length: {}", BODY.len()),
+            &format!("Content-Length: {}", BODY.len() + 6),
+        );
+        let (sg_p, sg_d) = (prefiller(), decoder());
+        let rig2 = rig(driver, vec![p("p", &sg_p, Handoff::Sglang), d("d", &sg_d, Handoff::Sglang)]);
+        assert_eq!(rig2.ask(several).header("x-fairlead-prefill-instance"), Some("p"));
+        rig2.assert_settled();
+    });
+}
+
+#[test]
+fn a_sidecar_is_told_where_to_prefill() {
+    on_each_driver(|driver| {
+        let (prefill, decode) = (prefiller(), decoder());
+        let rig = rig(driver, vec![p("p", &prefill, Handoff::Sidecar), d("d", &decode, Handoff::Sidecar)]);
+        // A client's own is not passed on.
+        let answer = rig.ask(ask().replace("Host: t", "Host: t\r\nX-Prefiller-Host-Port: evil:1"));
+        assert_eq!((answer.status, prefill.requests()), (200, 0));
+        let seen = &decode.seen()[0];
+        assert_eq!(seen.header("x-prefiller-host-port"), [prefill.addr.to_string().as_str()]);
+        assert_eq!(body(seen), BODY);
+        await_outcome(&rig, "ok", 1.0);
+        rig.assert_settled();
+    });
+}
+
+#[test]
+fn a_hand_off_that_cannot_be_spoken_is_served_whole() {
+    on_each_driver(|driver| {
+        for handoff in [Handoff::Mooncake, Handoff::P2pNccl, Handoff::MoriWrite, Handoff::LmcachePd] {
+            // Nobody has told their addresses.
+            let (prefill, decode) = (prefiller(), decoder());
+            let rig = rig(driver, vec![p("p", &prefill, handoff), d("d", &decode, handoff)]);
+            let answer = rig.ask(ask());
+            assert_eq!((answer.status, prefill.requests()), (200, 0));
+            await_outcome(&rig, "refused_local", 1.0);
+            rig.assert_settled();
+        }
+    });
+}
