@@ -269,7 +269,8 @@ impl Leaning {
         let wanted = if config.enabled && pool.len() >= 2 {
             match self.measure(config, pool) {
                 Some(demand) => self.choose(config, &demand, now_us),
-                // Nothing is asked of it: no reason to change anything.
+                // Nothing is asked of it.
+                None if self.calm(config, true, now_us) => 0,
                 None => return Vec::new(),
             }
         } else {
@@ -377,12 +378,7 @@ impl Leaning {
             return if part { best } else { 0 };
         }
         // Joined only when that has been enough for some time: a pause in what is asked is no reason.
-        if strain(0) > 1.0 - RETURN {
-            self.calm_us = 0;
-        } else if self.calm_us == 0 {
-            self.calm_us = now_us;
-        } else if now_us >= self.calm_us + config.dwell_us {
-            self.calm_us = 0;
+        if self.calm(config, strain(0) <= 1.0 - RETURN, now_us) {
             return 0;
         }
         let now = self
@@ -392,6 +388,19 @@ impl Leaning {
             .count()
             .clamp(1, targets - 1);
         if strain(best) < strain(now) * (1.0 - config.hysteresis) { best } else { now }
+    }
+
+    /// Whether what is asked could have been borne by a mixed pool for some time; `now` is whether it could now.
+    fn calm(&mut self, config: &LeanConfig, now: bool, now_us: u64) -> bool {
+        if !now {
+            self.calm_us = 0;
+        } else if self.calm_us == 0 {
+            self.calm_us = now_us;
+        } else if now_us >= self.calm_us + config.dwell_us {
+            self.calm_us = 0;
+            return true;
+        }
+        false
     }
 
     fn assign(

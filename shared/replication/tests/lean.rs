@@ -191,7 +191,7 @@ fn what_a_gateway_had_in_flight_ends_with_it() {
     let id = world.gateways[0].find("e1").unwrap();
     let little = InFlight { requests: 2, context_tokens: 100, ..InFlight::default() };
     world.gateways[0].seen.borrow_mut().reserved = BTreeMap::from([(id, little)]);
-    world.run_for(15_000 * MS);
+    world.run_for(30_000 * MS);
     assert_eq!(told(&world, 0), (0, 0));
 }
 

@@ -179,7 +179,7 @@ fn a_pool_is_mixed_again_when_little_is_asked_of_it() {
         let mut pool = Pool::new(8, config());
         pool.pass_for(15 * SECOND, HEAVY);
         assert_ne!(pool.parted(), (0, 0));
-        pool.pass_for(15 * SECOND, little);
+        pool.pass_for(30 * SECOND, little);
         assert_eq!(pool.parted(), (0, 0));
     }
 }
