@@ -136,6 +136,7 @@ pub fn options(config: &Config) -> anyhow::Result<(GatewayOptions, ControlOption
             body: section.timeouts.body,
             idle: section.timeouts.idle,
             stall: section.timeouts.stall,
+            prefill: section.timeouts.prefill,
             connect: section.timeouts.connect,
             pool_idle: section.upstream.idle,
             ..Timeouts::default()

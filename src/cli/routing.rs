@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use fairlead_config::{Gateway, PolicyText, Slo};
 use fairlead_dataplane::{ModelRouting, ProfileRouting, RoutingOptions};
-use fairlead_routing::PolicyName;
+use fairlead_routing::{PolicyName, Sides};
 
 /// The environment's variables that name a policy, the first that is set counts. The second is AIBrix's.
 const VARIABLES: [&str; 2] = ["FAIRLEAD_POLICY", "ROUTING_ALGORITHM"];
@@ -50,10 +50,12 @@ pub fn options(section: &Gateway) -> anyhow::Result<RoutingOptions> {
         max_tokens_gte: profile.max_tokens_gte,
         max_tokens_lt: profile.max_tokens_lt,
     });
+    let mut settings = section.policies.0;
+    settings.sides = Sides { prefill: section.prefill_policy.0, decode: section.decode_policy.0 };
     Ok(RoutingOptions {
         policy: policy(section)?,
         locked: section.policy_locked,
-        settings: section.policies.0,
+        settings,
         slo: slo(&section.slo),
         models: models.collect(),
         profiles: profiles.collect(),
@@ -73,6 +75,21 @@ fn slo(limits: &Slo) -> fairlead_routing::Slo {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_sides_of_a_pair_have_policies_of_their_own() {
+        let of = |yaml: &str| {
+            let config = fairlead_config::Config::from_yaml(yaml).map_err(|error| error.to_string())?;
+            options(&config.gateway).map(|options| options.settings.sides).map_err(|error| error.to_string())
+        };
+        assert_eq!(of("gateway: {}").unwrap(), Sides::default());
+        let sides = of("gateway:\n  prefill_policy: prefix-cache\n  decode_policy: least-token\n").unwrap();
+        assert_eq!(sides, Sides { prefill: PolicyName::PrefixCache, decode: PolicyName::LeastToken });
+        for wrong in ["pd-split", "nope", "prefix-cache:2"] {
+            let error = of(&format!("gateway:\n  decode_policy: {wrong}\n")).unwrap_err();
+            assert!(error.contains("gateway.decode_policy") && error.contains(wrong), "{error}");
+        }
+    }
 
     #[test]
     fn the_configuration_comes_before_the_environment_and_our_name_before_theirs() {

@@ -68,7 +68,9 @@ def test_options_of_the_fleet(tmp_path):
     "args, says",
     [
         (["--policy", "best"], "best"),
-        (["--policy", "random", "--pd", "2:2"], "not simulated yet"),
+        (["--policy", "random", "--pd", "2:2"], "there are 8 instances"),
+        (["--policy", "random", "--pd", "0:8"], "at least one instance of each kind"),
+        (["--policy", "random", "--pd", "half"], "3:5"),
         (["--policy", "random", "--pool", "8b-h200"], "4x8b-h200"),
         (["--policy", "random", "--profile", "9b"], "8b-h200, 70b-tp4"),
         (["--policy", "random", "--set", "prefil=1"], "token_budget"),

@@ -24,7 +24,7 @@ struct Args {
     /// Write the rows there as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// `routing`: fail where a bar is missed.
+    /// `routing`, `handoff`: fail where a bar is missed.
     #[arg(long)]
     check: bool,
     /// `routing`: put the tables into this document, between the lines made for them.
@@ -58,9 +58,10 @@ fn run(args: &Args) -> anyhow::Result<()> {
         format!("no benchmark `{}`; there are: {}", args.name, names.join(", "))
     })?;
     ensure!(
-        program.name == "routing" || !(args.check || args.write.is_some()),
-        "--check and --write are for `routing`"
+        matches!(program.name, "routing" | "handoff") || !args.check,
+        "--check is for `routing` and `handoff`"
     );
+    ensure!(program.name == "routing" || args.write.is_none(), "--write is for `routing`");
     ensure!(
         matches!(program.name, "routing" | "decision") || !args.pd,
         "--pd is for `routing` and `decision`"

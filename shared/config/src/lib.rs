@@ -17,7 +17,7 @@ mod types;
 pub use error::ConfigError;
 pub use handoff::{HandoffSetting, Label, Part};
 pub use reference::reference_markdown;
-pub use routing::{Explain, Named, POLICY_MAX, PolicySettings, PolicyText, Profile, Slo};
+pub use routing::{Explain, Named, POLICY_MAX, PolicySettings, PolicyText, Profile, SidePolicy, Slo};
 pub use schema::{KeyDoc, SectionDoc};
 pub use sections::{
     Agent, Config, Gateway, Instance, Log, Model, PrefillDecode, Retry, Scheduler, Timeouts, Tokenising,

@@ -71,6 +71,34 @@ impl Setting for PolicyText {
     }
 }
 
+/// A policy for one side of `pd-split`: any that places single parts of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SidePolicy(pub PolicyName);
+
+impl SidePolicy {
+    fn names() -> impl Iterator<Item = PolicyName> {
+        let pairs = [PolicyName::PdSplit, PolicyName::DynamicPdSplit, PolicyName::Pd];
+        PolicyName::ALL.iter().copied().filter(move |name| !pairs.contains(name))
+    }
+}
+
+impl Setting for SidePolicy {
+    fn allowed() -> String {
+        Self::names().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+    }
+    fn kind() -> String {
+        "a [policy](policies.md)".into()
+    }
+    fn read(value: &Value, path: &str) -> Result<Self, ConfigError> {
+        let name = value.as_str().and_then(|text| text.trim().parse().ok());
+        let name = name.filter(|name| Self::names().any(|known| known == *name));
+        name.map(Self).ok_or_else(|| wrong::<Self>(value, path))
+    }
+    fn show(&self) -> String {
+        self.0.to_string()
+    }
+}
+
 /// The settings of all policies: one section each, whose keys the policies themselves declare.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct PolicySettings(pub Settings);

@@ -2,7 +2,7 @@
 
 use crate::error::{ConfigError, join};
 use crate::handoff::{Details, HandoffSetting, Label, Part, has_bootstrap};
-use crate::routing::{Explain, Named, PolicySettings, PolicyText, Profile, Slo};
+use crate::routing::{Explain, Named, PolicySettings, PolicyText, Profile, SidePolicy, Slo};
 use crate::schema::{Check, section};
 use crate::setting::{Setting, Size};
 use crate::types::{BasePath, Driver, Endpoints, HostPort, HttpUrl, KvEvents, LogFilter, LogFormat, Shards};
@@ -75,6 +75,10 @@ section! {
         policy: Option<PolicyText> = None;
         /// Whatever requests ask for, and whatever their profile says, their model's policy or this one decides.
         policy_locked: bool = false;
+        /// How `pd-split` picks the instance that prefills.
+        prefill_policy: SidePolicy = SidePolicy::default();
+        /// How `pd-split` picks the instance that decodes.
+        decode_policy: SidePolicy = SidePolicy::default();
         /// Settings of the policies.
         policies: PolicySettings = PolicySettings::default();
         /// Settings under a name, chosen request by request.
@@ -208,7 +212,7 @@ section! {
 }
 
 section! {
-    /// There is no deadline for an engine's answer: a long prefill is not a failure.
+    /// There is no deadline for the answer of an engine that serves a request by itself: a long prefill is not a failure.
     pub struct Timeouts {
         /// From the first byte of a request's head to its last; then 408.
         head: Duration = secs(10) => ms(10), secs(3600);
@@ -220,6 +224,10 @@ section! {
         stall: Duration = secs(300) => ms(100), DAY;
         /// Connecting to an instance.
         connect: Duration = secs(2) => ms(10), secs(300);
+        /// Of a request that is prefilled on one instance and decoded on another: longest time for the prefill, and
+        /// longest wait for the first token of the other; then another pair is tried. Of two engines that wait for each
+        /// other one may wait for ever.
+        prefill: Duration = secs(300) => ms(100), DAY;
     }
 }
 

@@ -42,6 +42,6 @@ pub use score::ScorerName;
 pub use settings::{
     ActiveRequestScorerSettings, BadSetting, ConsistentHashSettings, CostSettings, DynamoSettings,
     LlmDSettings, LlmMetricBasedSettings, LoadAwareScorerSettings, PrefixCacheScorerSettings,
-    PrefixCacheSettings, SettingKey, Settings, SglangCacheAwareSettings, TokenLoadScorerSettings,
+    PrefixCacheSettings, SettingKey, Settings, SglangCacheAwareSettings, Sides, TokenLoadScorerSettings,
 };
 pub use strategy::{Picked, Strategy, StrategyError};

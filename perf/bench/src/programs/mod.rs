@@ -1,6 +1,8 @@
 //! The benchmark programs, one module each. A new one is a module here and a line in [`PROGRAMS`].
 
 pub mod decision;
+#[cfg(feature = "fleet")]
+pub mod handoff;
 pub mod index;
 #[cfg(feature = "fleet")]
 pub mod life;
@@ -23,7 +25,7 @@ use crate::machine;
 pub struct Options {
     /// End within 50 s on two cores.
     pub quick: bool,
-    /// `routing`: fail where a bar is missed.
+    /// `routing`, `handoff`: fail where a bar is missed.
     pub check: bool,
     /// `routing`: put the tables into this document.
     pub write: Option<PathBuf>,
@@ -57,6 +59,12 @@ pub const PROGRAMS: &[Program] = &[
         name: "routing",
         about: "every policy on recorded traffic in simulation, beside a planner that knows the future",
         run: routing::run,
+    },
+    #[cfg(feature = "fleet")]
+    Program {
+        name: "handoff",
+        about: "processor time of the gateway for a request that two engines serve, beside one that one serves",
+        run: handoff::run,
     },
     #[cfg(feature = "fleet")]
     Program {
