@@ -8,7 +8,7 @@ from harness import ROOT, run
 
 KEYS = {
     "policy", "requests", "ttft_mean_s", "ttft_p50_s", "ttft_p99_s", "tpot_mean_ms", "tpot_p99_ms", "hit_ratio",
-    "goodput", "throughput_rps", "seeds", "failed",
+    "goodput", "throughput_rps", "seeds", "failed", "remote_share",
 }
 DATA = ROOT / "perf/data"
 SAMPLE = DATA / "mooncake_conversation_sample.jsonl"
@@ -62,6 +62,22 @@ def test_options_of_the_fleet(tmp_path):
     )
     slow = rows(tmp_path, "--policy", "least-request", "--instances", 3, "--profile", profile, "--speed", 20)
     assert slow["least-request"]["ttft_mean_s"] > pool["least-request"]["ttft_mean_s"]
+
+
+def test_pools_that_are_split(tmp_path):
+    args = ["--policy", "pd-split,dynamic-pd-split,cost", "--instances", 4, "--speed", 20, "--requests", 300]
+    file = tmp_path / "split.json"
+    done = run("replay", "--trace", SAMPLE, "--json", file, *args, "--pd", "2:2")
+    split = {row["policy"]: row for row in json.loads(file.read_text())["rows"]}
+    for row in split.values():
+        assert set(row) == KEYS and row["failed"] == 0
+        assert 0 <= row["remote_share"] <= 1 and row["policy"] in done.stdout
+    # Nothing but the decode side's own choice keeps a request of fixed roles whole.
+    assert split["pd-split"]["remote_share"] == 1
+    # What a transfer takes comes before the first token of the decode side.
+    slow = ["--pd", "2:2", "--transfer-ms", 60000]
+    run("replay", "--trace", SAMPLE, "--json", file, *args, *slow)
+    assert json.loads(file.read_text())["rows"][0]["ttft_mean_s"] > split["pd-split"]["ttft_mean_s"]
 
 
 @pytest.mark.parametrize(

@@ -47,13 +47,14 @@ class Engine:
     def __init__(self, model, log):
         self.model = str(model)
         self.log = pathlib.Path(log)
-        self.port, self.events, self.replay = free_ports(3)
+        self.port, self.events, self.replay, self.side_channel = free_ports(4)
         self.url = f"http://127.0.0.1:{self.port}"
         self.proc = None
         self.ready_after = None
 
-    def start(self, blocks, max_len):
-        """Starts with a KV cache of `blocks` pages, one of which the engine keeps for itself."""
+    def start(self, blocks, max_len, connector=None):
+        """Starts with a KV cache of `blocks` pages, one of which the engine keeps for itself; with a KV connector, it
+        can hand its cache over to another engine and take over another's."""
         events = {
             "enable_kv_cache_events": True,
             "publisher": "zmq",
@@ -69,8 +70,19 @@ class Engine:
             "--enable-prefix-caching", "--block-size", str(PAGE), "--num-gpu-blocks-override", str(blocks),
             "--enable-prompt-tokens-details", "--kv-events-config", json.dumps(events),
         ]  # fmt: skip
+        several = {}
+        if connector:
+            transfer = {"kv_connector": connector, "kv_role": "kv_both", "kv_buffer_device": "cpu"}
+            args += ["--kv-transfer-config", json.dumps(transfer)]
+            # Engines that are bound to the same cores wait for each other.
+            several = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
         env = {
             **os.environ,
+            "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1",
+            "VLLM_NIXL_SIDE_CHANNEL_PORT": str(self.side_channel),
+            "UCX_TLS": "tcp,sm,self",
+            "UCX_NET_DEVICES": "lo",
+            **several,
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_SERVER_DEV_MODE": "1",  # has /reset_prefix_cache
             "VLLM_NO_USAGE_STATS": "1",

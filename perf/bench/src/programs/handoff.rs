@@ -1,15 +1,15 @@
 //! What a request costs the gateway whose prompt is computed on one engine and its answer on another, beside one that an
-//! engine serves whole: processor time of the shard's thread. Same gateway, same engines, same requests in turn; only the
-//! policy that requests ask for differs.
+//! engine serves whole: processor time of the shard's thread. Same gateway, engines alike, same requests in turn; only the
+//! model that requests ask for differs, and the policy.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use clap::Parser;
 use fairlead_dataplane::{ControlOptions, ControlledGateway, GatewayOptions, start_controlled};
 use fairlead_replication::ReplicaConfig;
-use fairlead_sim::{HandoffOptions, Host, SimOptions};
+use fairlead_sim::{EngineKind, HandoffOptions, Host, SimOptions};
 use fairlead_transport::LinkOptions;
 use fairlead_wire::msg::{Handoff, InstanceInfo, ServingRole, Transfer};
 
@@ -21,19 +21,33 @@ use crate::load::{LoadArgs, run as load};
 const CPU: Metric = Metric::new("shard_cpu_us", "µs/request");
 /// What a request served apart may take, over one served whole.
 const LIMIT: f64 = 2.2;
-/// Engines, all of which do both.
-const ENGINES: usize = 4;
-/// So much faster than a card the engines are: they are not what is measured.
-const SPEED: f64 = 1e6;
+/// Engines that serve requests whole, as many that prefill and as many that decode.
+const ENGINES: usize = 2;
+/// So much faster than a card the engines are, which are not what is measured. Their time limits are as much shorter.
+const SPEED: f64 = 1e3;
 
 /// A request: its name, the tokens of its message and of its answer, and whether that is streamed.
 const CASES: [(&str, u32, u32, bool); 3] = [
-    ("1,000 tokens, 16 at once", 1_000, 16, false),
-    ("1,000 tokens, 16 streamed", 1_000, 16, true),
-    ("8,000 tokens, 128 streamed", 8_000, 128, true),
+    ("1,000 tokens in, 16 out", 1_000, 16, false),
+    ("1,000 in, 16 out, streamed", 1_000, 16, true),
+    ("8,000 in, 128 out, streamed", 8_000, 128, true),
 ];
+/// The same arrivals for both ways: what the bar is about.
+const RATE: Traffic = Traffic { name: "300/s", option: "--rate", value: "300" };
+/// As fast as it goes. What is served apart takes longer, so that less of it is under way at a time, and the work of one
+/// wake-up is shared by fewer requests.
+const BUSY: Traffic = Traffic { name: "64 at once", option: "--concurrency", value: "64" };
 /// One leg after the other, both at once, and one that says nothing in the body.
 const HANDOFFS: [Handoff; 3] = [Handoff::NixlPull, Handoff::Sglang, Handoff::SharedStore];
+
+/// The model and the policy that requests ask for.
+struct Way {
+    model: &'static str,
+    policy: &'static str,
+}
+
+const WHOLE: Way = Way { model: "whole", policy: "cost" };
+const APART: Way = Way { model: "apart", policy: "pd-split" };
 
 #[derive(Parser)]
 struct Load {
@@ -46,33 +60,58 @@ struct Load {
 /// # Errors
 /// The fleet does not start, a request fails, or one is not served as asked.
 pub fn run(options: &Options, sheet: &mut Sheet) -> anyhow::Result<()> {
-    let (rounds, requests) = if options.quick { (3, 300) } else { (9, 2_000) };
+    let (rounds, requests) = if options.quick { (3, 150) } else { (5, 600) };
     let mut missed = Vec::new();
     for handoff in HANDOFFS {
         let fleet = Fleet::start(handoff)?;
-        for (name, prompt, answer, stream) in CASES {
-            let case = format!("{handoff}, {name}", handoff = handoff.as_str());
+        let cases = CASES.into_iter().flat_map(|case| [(case, RATE), (case, BUSY)]);
+        for ((name, prompt, answer, stream), traffic) in cases {
+            let case = format!("{handoff}, {name}, {load}", handoff = handoff.as_str(), load = traffic.name);
             say(&format!("{case} ..."));
-            let mut ratios = Vec::new();
-            let round = |policy: &str, requests: u64| fleet.ask(policy, requests, prompt, answer, stream);
-            for policy in ["cost", "pd-split"] {
-                round(policy, requests / 4)?;
+            let requests = if traffic == BUSY { requests * 3 } else { requests };
+            let shape = Shape { prompt, answer, stream, traffic };
+            for way in [&WHOLE, &APART] {
+                fleet.ask(way, requests / 4, &shape)?;
             }
+            let mut ratios = Vec::new();
             for _ in 0..rounds {
-                let (whole, apart) = (round("cost", requests)?, round("pd-split", requests)?);
+                let (whole, apart) =
+                    (fleet.ask(&WHOLE, requests, &shape)?, fleet.ask(&APART, requests, &shape)?);
                 sheet.ours(&case, CPU, apart);
                 sheet.baseline(&case, CPU, "served whole", whole);
                 ratios.push(apart / whole);
             }
             let ratio = median(&ratios);
-            sheet.note(format!("{case}: median of the rounds' ratios {ratio:.2} (at most {LIMIT} wanted)"));
-            if ratio > LIMIT {
+            let bar = if traffic == RATE { format!(" (at most {LIMIT} wanted)") } else { String::new() };
+            sheet.note(format!("{case}: median of the rounds' ratios {ratio:.2}{bar}"));
+            if traffic == RATE && ratio > LIMIT {
                 missed.push(case);
             }
         }
     }
-    ensure!(!options.check || missed.is_empty(), "above {LIMIT}: {}", missed.join("; "));
+    if options.check && !missed.is_empty() {
+        say(&sheet.table());
+        bail!("above {LIMIT}: {}", missed.join("; "));
+    }
     Ok(())
+}
+
+/// How requests arrive.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Traffic {
+    name: &'static str,
+    option: &'static str,
+    value: &'static str,
+}
+
+/// Requests of one kind.
+struct Shape {
+    /// Tokens of the message.
+    prompt: u32,
+    /// Tokens of the answer.
+    answer: u32,
+    stream: bool,
+    traffic: Traffic,
 }
 
 /// A gateway of one shard and engines, in this process.
@@ -86,22 +125,28 @@ struct Fleet {
 impl Fleet {
     fn start(handoff: Handoff) -> anyhow::Result<Self> {
         let (mut engines, mut instances) = (Vec::new(), Vec::new());
-        for number in 0..ENGINES {
+        let engine = if handoff == Handoff::Sglang { EngineKind::Sglang } else { EngineKind::Vllm };
+        let parts = [ServingRole::Both, ServingRole::Prefill, ServingRole::Decode];
+        for (number, role) in parts.into_iter().flat_map(|role| [role; ENGINES]).enumerate() {
             let host = Host::new()?;
             let name = format!("sim-{number}");
-            let engine = host.start(SimOptions {
+            let whole = role == ServingRole::Both;
+            let model = if whole { WHOLE.model } else { APART.model };
+            let sim = host.start(SimOptions {
+                engine,
                 name: name.clone(),
-                models: vec!["m".to_owned()],
+                models: vec![model.to_owned()],
                 speed: SPEED,
-                transfer: Some(HandoffOptions { latency: Duration::ZERO, ..HandoffOptions::new(handoff) }),
-                role: ServingRole::Both,
+                transfer: (!whole)
+                    .then(|| HandoffOptions { latency: Duration::ZERO, ..HandoffOptions::new(handoff) }),
+                role,
                 ..SimOptions::default()
             })?;
-            let address = engine.addr().to_string();
-            let transfer = Transfer { bootstrap: Some(address.clone()), ..Transfer::new(handoff) };
-            instances
-                .push(InstanceInfo { transfer: Some(transfer), ..InstanceInfo::new(&name, &address, ["m"]) });
-            engines.push((engine, host));
+            let address = sim.addr().to_string();
+            let transfer =
+                (!whole).then(|| Transfer { bootstrap: Some(address.clone()), ..Transfer::new(handoff) });
+            instances.push(InstanceInfo { transfer, role, ..InstanceInfo::new(&name, &address, [model]) });
+            engines.push((sim, host));
         }
         let before = shards()?;
         let options = GatewayOptions { shards: 1, pin: false, ..GatewayOptions::default() };
@@ -110,7 +155,7 @@ impl Fleet {
             name: "gateway".into(),
             admin: None,
             instances,
-            snapshot_wait: Duration::ZERO,
+            snapshot_wait: Duration::from_secs(5),
             replica: ReplicaConfig::default(),
             link: LinkOptions::default(),
         };
@@ -127,27 +172,20 @@ impl Fleet {
     }
 
     /// Processor time of the shard for each of so many requests, microseconds.
-    fn ask(
-        &self,
-        policy: &str,
-        requests: u64,
-        prompt: u32,
-        answer: u32,
-        stream: bool,
-    ) -> anyhow::Result<f64> {
-        let (url, header) = (self.url(), format!("routing-strategy: {policy}"));
-        let (n, prompt, answer) = (requests.to_string(), prompt.to_string(), answer.to_string());
-        let stream = stream.to_string();
+    fn ask(&self, way: &Way, requests: u64, shape: &Shape) -> anyhow::Result<f64> {
+        let (url, header) = (self.url(), format!("routing-strategy: {}", way.policy));
+        let (n, prompt, answer) = (requests.to_string(), shape.prompt.to_string(), shape.answer.to_string());
+        let stream = shape.stream.to_string();
         let args = Load::try_parse_from([
             "load",
             "--url",
             &url,
             "--model",
-            "m",
+            way.model,
             "--header",
             &header,
-            "--concurrency",
-            "8",
+            shape.traffic.option,
+            shape.traffic.value,
             "--requests",
             &n,
             "--user-tokens",
