@@ -19,7 +19,7 @@ pub struct Refusal {
     param: Option<String>,
     retry_after: Option<u32>,
     allow: Option<&'static str>,
-    flag: Option<&'static str>,
+    fields: [Option<(&'static str, &'static str)>; 2],
 }
 
 impl Refusal {
@@ -32,7 +32,7 @@ impl Refusal {
             param: None,
             retry_after: None,
             allow: None,
-            flag: None,
+            fields: [None; 2],
         }
     }
 
@@ -63,10 +63,12 @@ impl Refusal {
         self
     }
 
-    /// Adds a header of that name with the value `true`.
+    /// Adds a header; there is room for two.
     #[must_use]
-    pub fn flag(mut self, name: &'static str) -> Self {
-        self.flag = Some(name);
+    pub fn field(mut self, name: &'static str, value: &'static str) -> Self {
+        if let Some(free) = self.fields.iter_mut().find(|field| field.is_none()) {
+            *free = Some((name, value));
+        }
         self
     }
 
@@ -148,14 +150,13 @@ impl Reply<'_> {
         let body = error_body(self.style, &info);
         let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let seconds = refusal.retry_after.map(|seconds| seconds.to_string());
-        let mut add: [(&str, &str); 3] = [("", ""); 3];
+        let mut add: [(&str, &str); 4] = [("", ""); 4];
         let mut count = 0;
-        let flag = (refusal.flag.unwrap_or_default(), refusal.flag.map(|_| "true"));
-        for (name, value) in [("Retry-After", seconds.as_deref()), ("Allow", refusal.allow), flag] {
-            if let Some(value) = value {
-                add[count] = (name, value);
-                count += 1;
-            }
+        let after = seconds.as_deref().map(|seconds| ("Retry-After", seconds));
+        let own = [after, refusal.allow.map(|methods| ("Allow", methods))];
+        for field in own.into_iter().chain(refusal.fields).flatten() {
+            add[count] = field;
+            count += 1;
         }
         self.write(status, "application/json", &body, &add[..count], out);
     }
@@ -184,7 +185,7 @@ impl Reply<'_> {
         more: &[(&str, &str)],
         out: &mut Vec<u8>,
     ) {
-        let mut add = [("", ""); 4];
+        let mut add = [("", ""); 5];
         add[0] = ("x-request-id", self.request_id);
         add[1..=more.len()].copy_from_slice(more);
         Answer {

@@ -8,11 +8,12 @@ use fairlead_openai::ErrorStyle;
 
 use super::answer::{PassedOn, Refusal, Reply};
 use super::budget::Share;
+use super::carry::Headed;
 use super::deadlines::Guard;
 use super::forward::{Client, Incoming, Outcome, forward};
 use super::routes::{self, Route};
 use super::watch::Watch;
-use super::{Shard, intake};
+use super::{Shard, intake, websocket};
 use crate::http::{Framing, Parsed, RequestHead, Version};
 use crate::runtime::{Direction, Runtime, Stream};
 
@@ -29,13 +30,13 @@ pub struct Conn<R: Runtime> {
     pub(super) socket: R::Socket,
     pub(super) guard: Guard<R>,
     pub(super) buf: BytesMut,
-    watch: Watch<R>,
-    head: RequestHead,
+    pub(super) watch: Watch<R>,
+    pub(super) head: RequestHead,
     served: u64,
 }
 
 /// What to do after a step.
-enum Next {
+pub enum Next {
     /// Wait for the next request.
     KeepAlive,
     /// Close; the client has sent all that it is going to send, or does not matter any more.
@@ -151,7 +152,14 @@ impl<R: Runtime> Conn<R> {
                 made_id.as_str().to_owned()
             }
         };
+        let upgradable = if self.head.upgrade() { path.and_then(routes::upgradable) } else { None };
         let head_bytes = self.buf.split_to(head_len).freeze();
+        if let Some(api) = upgradable
+            && self.head.asks_websocket(&head_bytes)
+        {
+            let headed = Headed { api, head_bytes, request_id: &request_id, style, began_us };
+            return Box::pin(websocket::open(self, &headed)).await;
+        }
         let api = match route {
             Route::Forward(api) => api,
             local => return self.answer_locally(&local, style, &request_id).await,
@@ -225,7 +233,13 @@ impl<R: Runtime> Conn<R> {
         }
     }
 
-    async fn refuse(&mut self, refusal: &Refusal, style: ErrorStyle, request_id: &str, unread: bool) -> Next {
+    pub(super) async fn refuse(
+        &mut self,
+        refusal: &Refusal,
+        style: ErrorStyle,
+        request_id: &str,
+        unread: bool,
+    ) -> Next {
         let reply = self.reply(style, request_id, !unread);
         let keep_alive = reply.keep_alive;
         let mut out = Vec::new();
@@ -267,7 +281,7 @@ impl<R: Runtime> Conn<R> {
     }
 
     /// Sends an answer of our own, without what a probe has sent of it already. Whether the client took it.
-    async fn send(&mut self, out: Vec<u8>) -> bool {
+    pub(super) async fn send(&mut self, out: Vec<u8>) -> bool {
         let from = self.watch.take_prefix().min(out.len());
         let to = out.len();
         self.guard.arm_write(self.shard.options.timeouts.stall);

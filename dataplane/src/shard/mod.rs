@@ -3,6 +3,7 @@
 mod answer;
 mod attempt;
 mod budget;
+mod carry;
 mod conn;
 mod deadlines;
 mod decide;
@@ -20,6 +21,7 @@ mod split;
 mod tokenise;
 mod upstream;
 mod watch;
+mod websocket;
 mod wishes;
 
 pub use budget::{Gauge, Share};
@@ -81,6 +83,7 @@ pub(crate) struct Shard<R: Runtime> {
     pub request_ids: RefCell<RequestIds>,
     pub answers: RefCell<Vec<ResponseHead>>,
     pub push_peers: split::PushPeers,
+    pub farewells: websocket::Farewells,
     connections: Cell<usize>,
     random: Cell<u64>,
 }
@@ -100,6 +103,7 @@ impl<R: Runtime> Shard<R> {
             request_ids: RefCell::new(RequestIds::new(id_seed)),
             answers: RefCell::default(),
             push_peers: split::PushPeers::default(),
+            farewells: websocket::Farewells::default(),
             connections: Cell::new(0),
             random: Cell::new(mix(seed ^ 3)),
             options,
@@ -148,6 +152,7 @@ pub(crate) async fn run<R: Runtime>(
     while shard.connections.get() > 0 {
         shard.deadlines.end_idle();
         if shard.shared.is_cut_off() {
+            shard.farewells.say();
             shard.deadlines.end_all();
         }
         R::within(Duration::from_millis(20), inbox.notify.notified()).await;

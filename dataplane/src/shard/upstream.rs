@@ -42,6 +42,9 @@ pub enum Cause {
     HandoffRefused,
 }
 
+/// The engine switched protocols though nobody had asked for it.
+pub const SWITCHED: Cause = Cause::Broken("the engine switched protocols");
+
 impl Cause {
     /// Fixed name for metrics and logs.
     pub fn as_str(self) -> &'static str {
@@ -161,6 +164,15 @@ pub enum Exchanged {
         /// What followed it.
         rest: BytesMut,
         /// The whole request went out, so the connection may be kept.
+        sent: bool,
+    },
+    /// The engine agreed to another protocol: what follows its head is no HTTP. No read is under way.
+    Switched {
+        /// The head as the engine sent it.
+        head: Bytes,
+        /// What followed it.
+        rest: BytesMut,
+        /// The whole request went out.
         sent: bool,
     },
     /// The client went away.
@@ -290,7 +302,7 @@ where
 {
     let Part { head, mut rest, sent } = part;
     if answer.status().as_u16() == 101 {
-        return Exchanged::Failed { cause: Cause::Broken("the engine switched protocols"), silent: false };
+        return Exchanged::Switched { head, rest, sent };
     }
     let bodiless = matches!(answer.framing(), Framing::None | Framing::Length(0));
     // An error status is passed on as it is; only a promise of success is worth waiting for its proof.

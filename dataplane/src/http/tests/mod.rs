@@ -5,3 +5,4 @@ mod request;
 mod response;
 mod splits;
 mod upstream;
+mod websocket;
