@@ -18,6 +18,8 @@
 mod body;
 mod chunked;
 mod fields;
+pub mod form;
+pub mod proxy;
 mod request;
 mod request_id;
 mod response;

@@ -19,7 +19,7 @@ pub struct Refusal {
     param: Option<String>,
     retry_after: Option<u32>,
     allow: Option<&'static str>,
-    fields: [Option<(&'static str, &'static str)>; 2],
+    fields: &'static [(&'static str, &'static str)],
 }
 
 impl Refusal {
@@ -32,7 +32,7 @@ impl Refusal {
             param: None,
             retry_after: None,
             allow: None,
-            fields: [None; 2],
+            fields: &[],
         }
     }
 
@@ -63,12 +63,10 @@ impl Refusal {
         self
     }
 
-    /// Adds a header; there is room for two.
+    /// Adds headers, two at most.
     #[must_use]
-    pub fn field(mut self, name: &'static str, value: &'static str) -> Self {
-        if let Some(free) = self.fields.iter_mut().find(|field| field.is_none()) {
-            *free = Some((name, value));
-        }
+    pub fn fields(mut self, fields: &'static [(&'static str, &'static str)]) -> Self {
+        self.fields = fields;
         self
     }
 
@@ -154,7 +152,8 @@ impl Reply<'_> {
         let mut count = 0;
         let after = seconds.as_deref().map(|seconds| ("Retry-After", seconds));
         let own = [after, refusal.allow.map(|methods| ("Allow", methods))];
-        for field in own.into_iter().chain(refusal.fields).flatten() {
+        let told = refusal.fields.iter().take(2).copied();
+        for field in own.into_iter().flatten().chain(told) {
             add[count] = field;
             count += 1;
         }

@@ -21,7 +21,7 @@ use super::upstream::{
 use crate::http::{
     BodyReader, ClientBody, ClientHead, OutgoingBody, RequestIdRule, ResponseHead, UpstreamHead,
 };
-use crate::runtime::{Direction, Runtime, Stream as _};
+use crate::runtime::{Direction, Runtime, Stream as _, is_local};
 
 /// Longest explain record in an answer's head, bytes.
 const EXPLAIN_HEADER: usize = 2048;
@@ -323,11 +323,13 @@ impl<R: Runtime> Attempts<'_, R> {
         let ranked = of.target.info.dp_ranks > 1;
         let more: Vec<(&str, &str)>;
         let only_rank = [("X-data-parallel-rank", rank.as_str())];
-        let add = if of.add.is_empty() {
+        let add = if of.add.is_empty() && request.client.is_none() {
             only_rank.get(..usize::from(ranked)).unwrap_or_default()
         } else {
             let told = of.add.iter().map(|(name, value)| (*name, value.as_str()));
-            more = told.chain(ranked.then_some(only_rank[0])).collect();
+            // Behind what the client may have sent under that name, which counts as the same list.
+            let client = request.client.map(|client| ("X-Forwarded-For", client));
+            more = told.chain(ranked.then_some(only_rank[0])).chain(client).collect();
             more.as_slice()
         };
         let mut head = Vec::with_capacity(request.head_bytes.len() + 256);
@@ -335,7 +337,7 @@ impl<R: Runtime> Attempts<'_, R> {
             &request.head_bytes,
             &UpstreamHead {
                 base_path: &self.shard.options.base_path,
-                host: &of.target.address,
+                host: host(&of.target.address),
                 request_id: of.id.map_or(RequestIdRule::KeepOr(request.request_id), RequestIdRule::Set),
                 body: of.body,
                 plain: of.plain,
@@ -381,4 +383,9 @@ impl<R: Runtime> Attempts<'_, R> {
         out.drain(..self.client.watch.take_prefix().min(out.len()));
         body
     }
+}
+
+/// What an engine is called where the client has not said: a path is no host.
+fn host(address: &str) -> &str {
+    if is_local(address) { "localhost" } else { address }
 }

@@ -99,6 +99,7 @@ pub async fn carry<R: Runtime, H: How<R>>(
             read_us: R::now_us(),
             keep_alive: conn.head.keep_alive(),
             read_ahead: part.read_ahead,
+            client: conn.client.as_deref(),
         },
         prompt,
         routed,

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use fairlead_openai::ErrorStyle;
+use fairlead_openai::{Api, ErrorStyle};
 
 use super::answer::{PassedOn, Refusal, Reply};
 use super::budget::Share;
@@ -13,7 +13,9 @@ use super::deadlines::Guard;
 use super::forward::{Client, Incoming, Outcome, forward};
 use super::routes::{self, Route};
 use super::watch::Watch;
-use super::{Shard, intake, websocket};
+use super::{Shard, form, intake, websocket};
+use crate::http::form::is_form;
+use crate::http::proxy::{self, Proxied};
 use crate::http::{Framing, Parsed, RequestHead, Version};
 use crate::runtime::{Direction, Runtime, Stream};
 
@@ -32,6 +34,8 @@ pub struct Conn<R: Runtime> {
     pub(super) buf: BytesMut,
     pub(super) watch: Watch<R>,
     pub(super) head: RequestHead,
+    /// The client that a load balancer speaks for.
+    pub(super) client: Option<Box<str>>,
     served: u64,
 }
 
@@ -59,8 +63,12 @@ enum HeadRead {
 pub async fn serve<R: Runtime>(shard: Rc<Shard<R>>, socket: R::Socket, slot: Share) {
     let guard = shard.deadlines.register(socket.handle());
     let watch = Watch::new(socket.clone());
-    let mut conn =
-        Conn { shard, socket, guard, buf: BytesMut::new(), watch, head: RequestHead::new(), served: 0 };
+    let proxied = shard.options.proxy_protocol;
+    let (buf, head) = (BytesMut::new(), RequestHead::new());
+    let mut conn = Conn { shard, socket, guard, buf, watch, head, client: None, served: 0 };
+    if proxied && !Box::pin(conn.read_proxied()).await {
+        return;
+    }
     loop {
         match conn.next().await {
             Next::KeepAlive => conn.served += 1,
@@ -91,6 +99,35 @@ impl<R: Runtime> Conn<R> {
                 Next::Linger
             }
             HeadRead::Close => Next::Close,
+        }
+    }
+
+    /// Reads what a load balancer tells of its client. False: it does not, and the connection is to be closed.
+    async fn read_proxied(&mut self) -> bool {
+        let time = self.shard.options.timeouts.head;
+        self.guard.arm_idle(time);
+        self.watch.readable().await;
+        self.guard.arm_read(time);
+        loop {
+            match proxy::parse(&self.buf) {
+                Proxied::Done(len, client) => {
+                    self.buf.advance(len);
+                    self.client = client.map(|client| client.ip().to_string().into());
+                    self.guard.clear();
+                    return true;
+                }
+                Proxied::Bad => {
+                    tracing::debug!("a connection without a header of the PROXY protocol is closed");
+                    return false;
+                }
+                Proxied::NeedMore => {}
+            }
+            self.buf.reserve(FIRST_READ);
+            let (result, buf) = self.socket.read(std::mem::take(&mut self.buf)).await;
+            self.buf = buf;
+            if !matches!(result, Ok(count) if count > 0) {
+                return false;
+            }
         }
     }
 
@@ -170,6 +207,10 @@ impl<R: Runtime> Conn<R> {
             let refusal = Refusal::new(415, "compressed request bodies cannot be routed");
             return self.refuse(&refusal, style, &request_id, true).await;
         }
+        if api == Api::Other && self.head.header(&head_bytes, "content-type").is_some_and(is_form) {
+            let headed = Headed { api, head_bytes, request_id: &request_id, style, began_us };
+            return Box::pin(form::open(self, &headed)).await;
+        }
         let framing = self.head.framing();
         let expects = self.head.expect_continue();
         let (body, held) = match intake::read_body(self, framing, expects).await {
@@ -197,6 +238,7 @@ impl<R: Runtime> Conn<R> {
                 read_us: R::now_us(),
                 keep_alive,
                 read_ahead: !self.buf.is_empty(),
+                client: self.client.as_deref(),
             },
         )
         .await;

@@ -51,6 +51,8 @@ pub struct Incoming<'a> {
     pub keep_alive: bool,
     /// Whether bytes of a further request were read already.
     pub read_ahead: bool,
+    /// Address of the client, where somebody else speaks for it.
+    pub client: Option<&'a str>,
 }
 
 /// The client's end.

@@ -8,6 +8,7 @@ mod conn;
 mod deadlines;
 mod decide;
 mod failure;
+mod form;
 mod forward;
 mod intake;
 mod observe;

@@ -58,7 +58,7 @@ pub fn classify(method: &Method, path: Option<&str>) -> Route {
     match Api::from_path(path).filter(|api| *api != Api::Other || !climbs(path)) {
         Some(api) if *method == Method::POST => Route::Forward(api),
         Some(_) if path == REALTIME => Route::Refuse(
-            Refusal::new(426, format!("{REALTIME} takes WebSockets")).field("Upgrade", "websocket"),
+            Refusal::new(426, format!("{REALTIME} takes WebSockets")).fields(&[("Upgrade", "websocket")]),
         ),
         Some(_) => Route::Refuse(Refusal::new(405, format!("{} takes POST only", shown(path))).allow("POST")),
         None => {

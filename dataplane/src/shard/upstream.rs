@@ -13,7 +13,7 @@ use fairlead_routing::TargetEntry;
 use super::Shard;
 use super::watch::{Probe, Watch};
 use crate::http::{Framing, HeadLimits, Parsed, ResponseHead};
-use crate::runtime::{Direction, Runtime, Stream};
+use crate::runtime::{Direction, Runtime, Stream, local_path};
 
 /// Buffer for the head of an answer and for events of a stream.
 pub const READ_SMALL: usize = 8 * 1024;
@@ -98,11 +98,18 @@ pub async fn acquire<R: Runtime>(
     if !fresh && let Some(socket) = shard.pool.take(target.id) {
         return Ok(Upstream { socket, reused: true });
     }
-    let addr = match target.address.parse::<SocketAddr>() {
-        Ok(addr) => addr,
-        Err(_) => R::resolve(&target.address).await.ok_or(Cause::Refused)?,
+    let patience = shard.options.timeouts.connect;
+    let connected = match target.address.parse::<SocketAddr>() {
+        Ok(addr) => shard.runtime.connect(addr, patience).await,
+        Err(_) => match local_path(&target.address) {
+            Some(path) => shard.runtime.connect_local(path),
+            None => {
+                let addr = R::resolve(&target.address).await.ok_or(Cause::Refused)?;
+                shard.runtime.connect(addr, patience).await
+            }
+        },
     };
-    match shard.runtime.connect(addr, shard.options.timeouts.connect).await {
+    match connected {
         Ok(socket) => Ok(Upstream { socket, reused: false }),
         Err(error) => Err(match (error.kind(), error.raw_os_error()) {
             (io::ErrorKind::TimedOut, _) => Cause::ConnectTimeout,

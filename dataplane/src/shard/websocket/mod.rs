@@ -137,8 +137,7 @@ fn wrong(error: HandshakeError) -> Refusal {
     match error {
         HandshakeError::Version => {
             Refusal::new(426, "only version 13 of the WebSocket protocol is spoken here")
-                .field("Upgrade", "websocket")
-                .field("Sec-WebSocket-Version", VERSION)
+                .fields(&[("Upgrade", "websocket"), ("Sec-WebSocket-Version", VERSION)])
         }
         HandshakeError::Bad(what) => Refusal::new(400, what),
     }
