@@ -129,13 +129,13 @@ class LocalEngine(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
     def __init__(self, path):
         server = self
-        self.heads, self.connections = [], 0
+        self.heads, self.connections = [], []
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def setup(self):
-                server.connections += 1
+                server.connections.append(self.request)
                 super().setup()
 
             def do_POST(self):
@@ -156,6 +156,15 @@ class LocalEngine(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         super().__init__(path, Handler)
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
+    def end(self):
+        """As a process that ends: what it has accepted ends too."""
+        self.shutdown()
+        self.server_close()
+        os.unlink(self.server_address)
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
 
 def test_an_engine_behind_a_unix_socket(tmp_path, driver):
     path = str(tmp_path / "engine.sock")
@@ -168,10 +177,8 @@ def test_an_engine_behind_a_unix_socket(tmp_path, driver):
             # A client of HTTP/1.0 that names no host.
             assert client.send(request(chat(), version="1.0", host=None)).answer().status == 200
         assert engine.heads[0]["Host"] == "x" and engine.heads[-1]["Host"] == "localhost"
-        assert engine.connections == 1, "connections are kept as others are"
-        engine.shutdown()
-        engine.server_close()
-        os.unlink(path)
+        assert len(engine.connections) == 1, "connections are kept as others are"
+        engine.end()
         with Raw(running.url) as client:
             until(lambda: client.send(request(chat())).answer().status in (502, 503), what="told that it is gone")
         engine = LocalEngine(path)
@@ -181,4 +188,4 @@ def test_an_engine_behind_a_unix_socket(tmp_path, driver):
                 return client.send(request(chat())).answer().status == 200
 
         until(served, what="used again when it is back")
-        engine.shutdown()
+        engine.end()

@@ -194,6 +194,9 @@ impl<R: Runtime> Conn<R> {
         if let Some(api) = upgradable
             && self.head.asks_websocket(&head_bytes)
         {
+            // Kept for as long as the connection lasts, so without the room that it was read into.
+            let head_bytes = Bytes::copy_from_slice(&head_bytes);
+            self.buf = BytesMut::from(&self.buf[..]);
             let headed = Headed { api, head_bytes, request_id: &request_id, style, began_us };
             return Box::pin(websocket::open(self, &headed)).await;
         }

@@ -16,11 +16,12 @@ use super::farewell::Farewells;
 use crate::http::websocket::Frames;
 use crate::runtime::{Runtime, Stream as _};
 use crate::shard::deadlines::Guard;
-use crate::shard::upstream::READ_SMALL;
 use crate::shard::watch::{Probe, Watch};
 
+/// Buffer of a direction: most connections are silent most of the time, and wait with it.
+const SMALL: usize = 4 * 1024;
 /// Buffer of a direction whose small one was filled.
-const READ_LARGE: usize = 64 * 1024;
+const LARGE: usize = 64 * 1024;
 /// How long a client may take for its last bytes when the shard ends.
 pub const PARTING: Duration = Duration::from_millis(250);
 
@@ -195,14 +196,14 @@ async fn upwards<R: Runtime>(
 /// The emptied buffer, or a larger one where it was filled, or a small one where a large one was not.
 fn room(mut buf: BytesMut) -> BytesMut {
     let (held, capacity) = (buf.len(), buf.capacity());
-    if held > 0 && held == capacity && capacity < READ_LARGE {
-        return BytesMut::with_capacity(READ_LARGE);
+    if held > 0 && held == capacity && capacity < LARGE {
+        return BytesMut::with_capacity(LARGE);
     }
-    if capacity > READ_SMALL && held < READ_SMALL {
-        return BytesMut::with_capacity(READ_SMALL);
+    if capacity > SMALL && held < SMALL {
+        return BytesMut::with_capacity(SMALL);
     }
     buf.clear();
-    buf.reserve(READ_SMALL);
+    buf.reserve(SMALL);
     buf
 }
 
@@ -213,16 +214,16 @@ mod tests {
     #[test]
     fn buffers_grow_with_what_comes_and_shrink_again() {
         let small = room(BytesMut::new());
-        assert_eq!((small.len(), small.capacity()), (0, READ_SMALL));
+        assert_eq!((small.len(), small.capacity()), (0, SMALL));
         let filled = |mut buf: BytesMut, bytes: usize| {
             buf.resize(bytes, 0);
             buf
         };
-        assert_eq!(room(filled(room(BytesMut::new()), 100)).capacity(), READ_SMALL);
-        let large = room(filled(small, READ_SMALL));
-        assert_eq!(large.capacity(), READ_LARGE);
-        let large = room(filled(large, READ_LARGE));
-        assert_eq!((large.len(), large.capacity()), (0, READ_LARGE));
-        assert_eq!(room(filled(large, 100)).capacity(), READ_SMALL);
+        assert_eq!(room(filled(room(BytesMut::new()), 100)).capacity(), SMALL);
+        let large = room(filled(small, SMALL));
+        assert_eq!(large.capacity(), LARGE);
+        let large = room(filled(large, LARGE));
+        assert_eq!((large.len(), large.capacity()), (0, LARGE));
+        assert_eq!(room(filled(large, 100)).capacity(), SMALL);
     }
 }
