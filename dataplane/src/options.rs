@@ -22,6 +22,8 @@ pub struct GatewayOptions {
     pub driver: Driver,
     /// Prefix of every path, removed before routing; empty for none.
     pub base_path: String,
+    /// Every connection begins with a header of the PROXY protocol; one without is closed.
+    pub proxy_protocol: bool,
     /// How requests are routed.
     pub routing: RoutingOptions,
     /// Secret of the cluster that enters every block hash; the scheduler tells it to its gateways.
@@ -54,6 +56,7 @@ impl Default for GatewayOptions {
             pin: true,
             driver: Driver::Auto,
             base_path: String::new(),
+            proxy_protocol: false,
             routing: RoutingOptions::default(),
             cluster_seed: 0,
             block_bytes: fairlead_tokens::DEFAULT_BLOCK_BYTES,
@@ -172,6 +175,8 @@ pub struct Limits {
     pub head: HeadLimits,
     /// Bytes of one request body; beyond: 413.
     pub max_body: usize,
+    /// Bytes of a form held while its model is looked for; beyond: 400, unless only one model is served.
+    pub form_held: usize,
     /// Bytes of request bodies held at one time; beyond: 503 with `Retry-After`.
     pub body_budget: usize,
     /// Client connections; beyond: 503 with `Retry-After` and close.
@@ -189,6 +194,7 @@ impl Default for Limits {
         Self {
             head: HeadLimits::default(),
             max_body: 64 << 20,
+            form_held: 32 << 20,
             body_budget: 1 << 30,
             max_connections: 65_536,
             max_in_flight: 65_536,

@@ -433,10 +433,12 @@ fn what_the_prefill_side_says_of_a_request_is_passed_on() {
                     assert_eq!(answer.header("x-fairlead-prefill-instance"), Some("p"));
                 }
                 assert_eq!(prefill.requests(), 2, "not tried again");
-                if handoff == Handoff::Sglang {
-                    decode.await_closed(decode.requests());
+                // A decode leg that goes out beside the other may not have got there before that was refused.
+                let reached = decode.requests();
+                if handoff == Handoff::Sglang && reached > 0 {
+                    decode.await_closed(reached);
                 } else {
-                    assert_eq!(decode.requests(), 0);
+                    assert_eq!(reached, 0);
                 }
                 rig.assert_settled();
             }

@@ -117,6 +117,7 @@ pub fn options(config: &Config) -> anyhow::Result<(GatewayOptions, ControlOption
             Driver::Epoll => fairlead_dataplane::runtime::Driver::Epoll,
         },
         base_path: section.base_path.as_str().to_owned(),
+        proxy_protocol: section.proxy_protocol,
         routing: routing::options(section)?,
         cluster_seed: seed,
         token_models: tokenizers::models(section)?,
@@ -125,6 +126,7 @@ pub fn options(config: &Config) -> anyhow::Result<(GatewayOptions, ControlOption
         limits: Limits {
             head: HeadLimits { max_bytes: section.max_head.bytes(), ..HeadLimits::default() },
             max_body: section.max_body.bytes(),
+            form_held: section.max_form_held.bytes(),
             body_budget: section.max_held_bodies.bytes(),
             max_connections: section.max_connections,
             max_in_flight: section.max_in_flight,
@@ -155,7 +157,7 @@ pub fn options(config: &Config) -> anyhow::Result<(GatewayOptions, ControlOption
 
 fn instances(section: &Gateway) -> Vec<fairlead_wire::msg::InstanceInfo> {
     let known = |(at, instance): (usize, &fairlead_config::Instance)| {
-        let address = instance.url.as_ref()?.authority().to_string();
+        let address = instance.url.as_ref()?.address();
         let models = instance.models.clone();
         let named = StaticInstance { name: instance.name(at), address, models };
         let role = instance.role.role().unwrap_or_default();

@@ -1,12 +1,13 @@
 //! HTTP/1.1 without I/O: the codec between sockets and the relay.
 //!
 //! Nothing here reads, writes, waits or keeps time. The caller owns the buffers; the codec says what lies in them
-//! (as ranges, never as copies) and writes heads into buffers that the caller reuses. Four parts:
+//! (as ranges, never as copies) and writes heads into buffers that the caller reuses. Five parts:
 //!
 //! - [`RequestHead`]: a client's request head, parsed in place and strictly, and the head that goes to an engine.
 //! - [`ResponseHead`]: an engine's response head, and the head that goes to the client.
 //! - [`BodyReader`]: where a body's payload lies and where it ends ([`ChunkedDecoder`] for chunked bodies).
 //! - [`Answer`] and friends: the responses which the gateway makes itself.
+//! - [`websocket`]: handshakes, heads of frames and close frames of connections that become WebSockets.
 //!
 //! Strictness is deliberate: whatever two HTTP implementations could read differently (two lengths, folded lines,
 //! bare line feeds, unknown transfer codings) is refused and the connection closed, because the gateway sits between
@@ -17,10 +18,13 @@
 mod body;
 mod chunked;
 mod fields;
+pub mod form;
+pub mod proxy;
 mod request;
 mod request_id;
 mod response;
 mod upstream;
+pub mod websocket;
 mod write;
 
 #[cfg(test)]

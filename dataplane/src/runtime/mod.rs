@@ -23,7 +23,7 @@ mod time;
 mod wake;
 
 pub use driver::{ActiveDriver, Driver, Executor, UnknownDriver};
-pub use net::{Listener, bind_shared, connect};
+pub use net::{Listener, bind_shared, connect, connect_local, is_local, local_path};
 pub use real::Monoio;
 pub use resolve::resolve;
 pub use seam::{Acceptor, Either, OutBuf, Runtime, Stream, either};

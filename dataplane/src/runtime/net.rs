@@ -103,6 +103,34 @@ impl Drop for Listener {
     }
 }
 
+/// How the address of a Unix socket begins.
+const LOCAL: &str = "unix:";
+
+/// The path of an address `unix:/path`.
+pub fn local_path(address: &str) -> Option<&str> {
+    address.strip_prefix(LOCAL)
+}
+
+/// Whether an address is that of a Unix socket.
+pub fn is_local(address: &str) -> bool {
+    local_path(address).is_some()
+}
+
+/// Connects to a Unix socket. The kernel takes or refuses such a connection at once; a full backlog is a refusal.
+///
+/// # Errors
+/// Nobody listens there, the path is too long, or descriptors are exhausted.
+pub fn connect_local(path: &str, driver: ActiveDriver) -> io::Result<Socket> {
+    let raw = RawSocket::new(Domain::UNIX, Type::STREAM, None)?;
+    raw.set_nonblocking(true)?;
+    raw.connect(&SockAddr::unix(path)?)?;
+    if driver == ActiveDriver::Uring {
+        // On a non-blocking descriptor the ring would answer EAGAIN instead of waiting.
+        raw.set_nonblocking(false)?;
+    }
+    Socket::from_std(raw.into())
+}
+
 /// Connects within `timeout`. `TCP_NODELAY` is set before the handshake.
 ///
 /// May be dropped at any time: the attempt is then abandoned and its descriptor closed.

@@ -39,6 +39,10 @@ impl Runtime for Monoio {
         net::connect(addr, timeout, self.0)
     }
 
+    fn connect_local(self, path: &str) -> io::Result<Socket> {
+        net::connect_local(path, self.0)
+    }
+
     fn resolve(name: &str) -> impl Future<Output = Option<SocketAddr>> {
         resolve::resolve(name)
     }

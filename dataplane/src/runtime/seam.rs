@@ -45,6 +45,12 @@ pub trait Runtime: Copy + 'static {
         timeout: Duration,
     ) -> impl Future<Output = io::Result<Self::Socket>> + use<Self>;
 
+    /// Connects to a Unix socket of this machine, which either takes the connection at once or refuses it.
+    ///
+    /// # Errors
+    /// Nobody listens at `path`, or the runtime has no such sockets.
+    fn connect_local(self, path: &str) -> io::Result<Self::Socket>;
+
     /// The first address of `host:port`; `None` when it has none. May be dropped at any time.
     fn resolve(name: &str) -> impl Future<Output = Option<SocketAddr>>;
 

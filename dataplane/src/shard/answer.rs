@@ -19,7 +19,7 @@ pub struct Refusal {
     param: Option<String>,
     retry_after: Option<u32>,
     allow: Option<&'static str>,
-    flag: Option<&'static str>,
+    fields: &'static [(&'static str, &'static str)],
 }
 
 impl Refusal {
@@ -32,7 +32,7 @@ impl Refusal {
             param: None,
             retry_after: None,
             allow: None,
-            flag: None,
+            fields: &[],
         }
     }
 
@@ -63,10 +63,10 @@ impl Refusal {
         self
     }
 
-    /// Adds a header of that name with the value `true`.
+    /// Adds headers, two at most.
     #[must_use]
-    pub fn flag(mut self, name: &'static str) -> Self {
-        self.flag = Some(name);
+    pub fn fields(mut self, fields: &'static [(&'static str, &'static str)]) -> Self {
+        self.fields = fields;
         self
     }
 
@@ -148,14 +148,14 @@ impl Reply<'_> {
         let body = error_body(self.style, &info);
         let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let seconds = refusal.retry_after.map(|seconds| seconds.to_string());
-        let mut add: [(&str, &str); 3] = [("", ""); 3];
+        let mut add: [(&str, &str); 4] = [("", ""); 4];
         let mut count = 0;
-        let flag = (refusal.flag.unwrap_or_default(), refusal.flag.map(|_| "true"));
-        for (name, value) in [("Retry-After", seconds.as_deref()), ("Allow", refusal.allow), flag] {
-            if let Some(value) = value {
-                add[count] = (name, value);
-                count += 1;
-            }
+        let after = seconds.as_deref().map(|seconds| ("Retry-After", seconds));
+        let own = [after, refusal.allow.map(|methods| ("Allow", methods))];
+        let told = refusal.fields.iter().take(2).copied();
+        for field in own.into_iter().flatten().chain(told) {
+            add[count] = field;
+            count += 1;
         }
         self.write(status, "application/json", &body, &add[..count], out);
     }
@@ -184,7 +184,7 @@ impl Reply<'_> {
         more: &[(&str, &str)],
         out: &mut Vec<u8>,
     ) {
-        let mut add = [("", ""); 4];
+        let mut add = [("", ""); 5];
         add[0] = ("x-request-id", self.request_id);
         add[1..=more.len()].copy_from_slice(more);
         Answer {

@@ -15,12 +15,13 @@ use super::relay::{ClientSide, Ended, Observer, Stream, begins_with_failure};
 use super::speed::{self, Went};
 use super::split::Split;
 use super::upstream::{
-    Cause, Exchanged, READ_SMALL, ReadResult, Reads, Upstream, Waited, acquire, exchange, unless_gone,
+    Cause, Exchanged, READ_SMALL, ReadResult, Reads, SWITCHED, Upstream, Waited, acquire, exchange,
+    unless_gone,
 };
 use crate::http::{
     BodyReader, ClientBody, ClientHead, OutgoingBody, RequestIdRule, ResponseHead, UpstreamHead,
 };
-use crate::runtime::{Direction, Runtime, Stream as _};
+use crate::runtime::{Direction, Runtime, Stream as _, is_local};
 
 /// Longest explain record in an answer's head, bytes.
 const EXPLAIN_HEADER: usize = 2048;
@@ -74,8 +75,8 @@ pub enum Tried {
 pub struct HeadOf<'a> {
     /// Target that it goes to.
     pub target: &'a TargetEntry,
-    /// Bytes of the body.
-    pub length: usize,
+    /// How the body goes.
+    pub body: OutgoingBody,
     /// Further lines.
     pub add: &'a [(&'static str, String)],
     /// The request id, where it is not the client's.
@@ -85,11 +86,15 @@ pub struct HeadOf<'a> {
 }
 
 /// The beginning of an answer, as it came.
-struct Begun {
-    head: Bytes,
-    rest: BytesMut,
-    sent: bool,
-    sent_us: u64,
+pub struct Begun {
+    /// Its head.
+    pub head: Bytes,
+    /// What came behind it.
+    pub rest: BytesMut,
+    /// The whole request went out.
+    pub sent: bool,
+    /// When that was begun.
+    pub sent_us: u64,
 }
 
 impl<R: Runtime> Attempts<'_, R> {
@@ -141,8 +146,8 @@ impl<R: Runtime> Attempts<'_, R> {
 
     async fn send_whole(&mut self, upstream: Upstream<R>, plan: &mut Plan) -> Tried {
         let head = {
-            let (target, length) = (plan.target(), self.request.body.len());
-            self.head_for(&HeadOf { target, length, add: &[], id: None, plain: false })
+            let (target, body) = (plan.target(), OutgoingBody::Length(self.request.body.len() as u64));
+            self.head_for(&HeadOf { target, body, add: &[], id: None, plain: false })
         };
         let write = pin!(upstream.socket.write_both(Bytes::from(head), self.request.body.clone()));
         let prefill = Duration::from_micros(plan.predicted_ttft_us.into());
@@ -173,6 +178,10 @@ impl<R: Runtime> Attempts<'_, R> {
         let exchanged = speed::presuming::<R, _>(&self.prompt, plan, prefill, exchanged).await;
         let (head, rest, sent) = match exchanged {
             Exchanged::Answer { head, rest, sent } => (head, rest, sent),
+            Exchanged::Switched { .. } => {
+                socket.shutdown(Direction::Both);
+                return Tried::Ended(Attempt::failed(SWITCHED));
+            }
             Exchanged::Gone => return Tried::Ended(Attempt::Done(Outcome::Left)),
             Exchanged::Failed { cause, silent } => {
                 socket.shutdown(Direction::Both);
@@ -199,7 +208,7 @@ impl<R: Runtime> Attempts<'_, R> {
     }
 
     /// Relays an answer. Nothing is retried any more: the body's memory is given back before the first byte goes out.
-    async fn relay<F, M>(
+    pub(super) async fn relay<F, M>(
         &mut self,
         socket: &R::Socket,
         reads: &mut Reads<'_, F, M>,
@@ -314,11 +323,13 @@ impl<R: Runtime> Attempts<'_, R> {
         let ranked = of.target.info.dp_ranks > 1;
         let more: Vec<(&str, &str)>;
         let only_rank = [("X-data-parallel-rank", rank.as_str())];
-        let add = if of.add.is_empty() {
+        let add = if of.add.is_empty() && request.client.is_none() {
             only_rank.get(..usize::from(ranked)).unwrap_or_default()
         } else {
             let told = of.add.iter().map(|(name, value)| (*name, value.as_str()));
-            more = told.chain(ranked.then_some(only_rank[0])).collect();
+            // Behind what the client may have sent under that name, which counts as the same list.
+            let client = request.client.map(|client| ("X-Forwarded-For", client));
+            more = told.chain(ranked.then_some(only_rank[0])).chain(client).collect();
             more.as_slice()
         };
         let mut head = Vec::with_capacity(request.head_bytes.len() + 256);
@@ -326,9 +337,9 @@ impl<R: Runtime> Attempts<'_, R> {
             &request.head_bytes,
             &UpstreamHead {
                 base_path: &self.shard.options.base_path,
-                host: &of.target.address,
+                host: host(&of.target.address),
                 request_id: of.id.map_or(RequestIdRule::KeepOr(request.request_id), RequestIdRule::Set),
-                body: OutgoingBody::Length(of.length as u64),
+                body: of.body,
                 plain: of.plain,
                 add,
             },
@@ -372,4 +383,9 @@ impl<R: Runtime> Attempts<'_, R> {
         out.drain(..self.client.watch.take_prefix().min(out.len()));
         body
     }
+}
+
+/// What an engine is called where the client has not said: a path is no host.
+fn host(address: &str) -> &str {
+    if is_local(address) { "localhost" } else { address }
 }

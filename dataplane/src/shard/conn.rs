@@ -4,15 +4,18 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use fairlead_openai::ErrorStyle;
+use fairlead_openai::{Api, ErrorStyle};
 
 use super::answer::{PassedOn, Refusal, Reply};
 use super::budget::Share;
+use super::carry::Headed;
 use super::deadlines::Guard;
 use super::forward::{Client, Incoming, Outcome, forward};
 use super::routes::{self, Route};
 use super::watch::Watch;
-use super::{Shard, intake};
+use super::{Shard, form, intake, websocket};
+use crate::http::form::is_form;
+use crate::http::proxy::{self, Proxied};
 use crate::http::{Framing, Parsed, RequestHead, Version};
 use crate::runtime::{Direction, Runtime, Stream};
 
@@ -29,13 +32,15 @@ pub struct Conn<R: Runtime> {
     pub(super) socket: R::Socket,
     pub(super) guard: Guard<R>,
     pub(super) buf: BytesMut,
-    watch: Watch<R>,
-    head: RequestHead,
+    pub(super) watch: Watch<R>,
+    pub(super) head: RequestHead,
+    /// The client that a load balancer speaks for.
+    pub(super) client: Option<Box<str>>,
     served: u64,
 }
 
 /// What to do after a step.
-enum Next {
+pub enum Next {
     /// Wait for the next request.
     KeepAlive,
     /// Close; the client has sent all that it is going to send, or does not matter any more.
@@ -58,8 +63,12 @@ enum HeadRead {
 pub async fn serve<R: Runtime>(shard: Rc<Shard<R>>, socket: R::Socket, slot: Share) {
     let guard = shard.deadlines.register(socket.handle());
     let watch = Watch::new(socket.clone());
-    let mut conn =
-        Conn { shard, socket, guard, buf: BytesMut::new(), watch, head: RequestHead::new(), served: 0 };
+    let proxied = shard.options.proxy_protocol;
+    let (buf, head) = (BytesMut::new(), RequestHead::new());
+    let mut conn = Conn { shard, socket, guard, buf, watch, head, client: None, served: 0 };
+    if proxied && !Box::pin(conn.read_proxied()).await {
+        return;
+    }
     loop {
         match conn.next().await {
             Next::KeepAlive => conn.served += 1,
@@ -90,6 +99,35 @@ impl<R: Runtime> Conn<R> {
                 Next::Linger
             }
             HeadRead::Close => Next::Close,
+        }
+    }
+
+    /// Reads what a load balancer tells of its client. False: it does not, and the connection is to be closed.
+    async fn read_proxied(&mut self) -> bool {
+        let time = self.shard.options.timeouts.head;
+        self.guard.arm_idle(time);
+        self.watch.readable().await;
+        self.guard.arm_read(time);
+        loop {
+            match proxy::parse(&self.buf) {
+                Proxied::Done(len, client) => {
+                    self.buf.advance(len);
+                    self.client = client.map(|client| client.ip().to_string().into());
+                    self.guard.clear();
+                    return true;
+                }
+                Proxied::Bad => {
+                    tracing::debug!("a connection without a header of the PROXY protocol is closed");
+                    return false;
+                }
+                Proxied::NeedMore => {}
+            }
+            self.buf.reserve(FIRST_READ);
+            let (result, buf) = self.socket.read(std::mem::take(&mut self.buf)).await;
+            self.buf = buf;
+            if !matches!(result, Ok(count) if count > 0) {
+                return false;
+            }
         }
     }
 
@@ -151,7 +189,17 @@ impl<R: Runtime> Conn<R> {
                 made_id.as_str().to_owned()
             }
         };
+        let upgradable = if self.head.upgrade() { path.and_then(routes::upgradable) } else { None };
         let head_bytes = self.buf.split_to(head_len).freeze();
+        if let Some(api) = upgradable
+            && self.head.asks_websocket(&head_bytes)
+        {
+            // Kept for as long as the connection lasts, so without the room that it was read into.
+            let head_bytes = Bytes::copy_from_slice(&head_bytes);
+            self.buf = BytesMut::from(&self.buf[..]);
+            let headed = Headed { api, head_bytes, request_id: &request_id, style, began_us };
+            return Box::pin(websocket::open(self, &headed)).await;
+        }
         let api = match route {
             Route::Forward(api) => api,
             local => return self.answer_locally(&local, style, &request_id).await,
@@ -161,6 +209,10 @@ impl<R: Runtime> Conn<R> {
         {
             let refusal = Refusal::new(415, "compressed request bodies cannot be routed");
             return self.refuse(&refusal, style, &request_id, true).await;
+        }
+        if api == Api::Other && self.head.header(&head_bytes, "content-type").is_some_and(is_form) {
+            let headed = Headed { api, head_bytes, request_id: &request_id, style, began_us };
+            return Box::pin(form::open(self, &headed)).await;
         }
         let framing = self.head.framing();
         let expects = self.head.expect_continue();
@@ -189,6 +241,7 @@ impl<R: Runtime> Conn<R> {
                 read_us: R::now_us(),
                 keep_alive,
                 read_ahead: !self.buf.is_empty(),
+                client: self.client.as_deref(),
             },
         )
         .await;
@@ -225,7 +278,13 @@ impl<R: Runtime> Conn<R> {
         }
     }
 
-    async fn refuse(&mut self, refusal: &Refusal, style: ErrorStyle, request_id: &str, unread: bool) -> Next {
+    pub(super) async fn refuse(
+        &mut self,
+        refusal: &Refusal,
+        style: ErrorStyle,
+        request_id: &str,
+        unread: bool,
+    ) -> Next {
         let reply = self.reply(style, request_id, !unread);
         let keep_alive = reply.keep_alive;
         let mut out = Vec::new();
@@ -267,7 +326,7 @@ impl<R: Runtime> Conn<R> {
     }
 
     /// Sends an answer of our own, without what a probe has sent of it already. Whether the client took it.
-    async fn send(&mut self, out: Vec<u8>) -> bool {
+    pub(super) async fn send(&mut self, out: Vec<u8>) -> bool {
         let from = self.watch.take_prefix().min(out.len());
         let to = out.len();
         self.guard.arm_write(self.shard.options.timeouts.stall);

@@ -24,6 +24,8 @@ struct Entry<R: Runtime> {
     direction: Direction,
     fired: bool,
     idle: bool,
+    /// It ends by itself when all are ended, with a last word.
+    parts: bool,
     live: bool,
 }
 
@@ -48,6 +50,7 @@ impl<R: Runtime> Deadlines<R> {
             direction: Direction::Read,
             fired: false,
             idle: false,
+            parts: false,
             live: true,
         };
         let mut entries = self.entries.borrow_mut();
@@ -82,9 +85,9 @@ impl<R: Runtime> Deadlines<R> {
         self.entries.borrow_mut().iter_mut().filter(|entry| entry.live && entry.idle).for_each(fire);
     }
 
-    /// Ends every connection in both directions.
+    /// Ends every connection in both directions, except those that end by themselves.
     pub fn end_all(&self) {
-        for entry in self.entries.borrow_mut().iter_mut().filter(|entry| entry.live) {
+        for entry in self.entries.borrow_mut().iter_mut().filter(|entry| entry.live && !entry.parts) {
             entry.direction = Direction::Both;
             fire(entry);
         }
@@ -127,6 +130,11 @@ impl<R: Runtime> Guard<R> {
     /// No deadline.
     pub fn clear(&self) {
         self.set(u64::MAX, Direction::Read, false);
+    }
+
+    /// Whether the connection ends by itself when all are ended.
+    pub fn set_parting(&self, parts: bool) {
+        self.table.entries.borrow_mut()[self.index].parts = parts;
     }
 
     /// Whether a deadline (or a drain) has ended the connection.
@@ -191,6 +199,10 @@ mod tests {
         busy.arm_read(Duration::from_secs(60));
         table.end_idle();
         assert!(idle.fired() && !busy.fired());
+        busy.set_parting(true);
+        table.end_all();
+        assert!(!busy.fired());
+        busy.set_parting(false);
         table.end_all();
         assert!(busy.fired());
     }

@@ -113,6 +113,21 @@ fn holds_prompts(value: &[u8]) -> bool {
 }
 
 impl Prompt {
+    /// Of a request whose prompt is not seen.
+    pub fn unseen(api: Api, model: Arc<str>) -> Self {
+        Self {
+            api,
+            model,
+            stream: true,
+            said: Said::default(),
+            path: Arc::default(),
+            bytes: 0,
+            tokens: 0,
+            tokenised: None,
+            how: None,
+        }
+    }
+
     /// What the path's blocks are made of.
     pub fn space(&self) -> HashSpace {
         if self.tokenised.is_some() { HashSpace::Tokens } else { HashSpace::Bytes }
@@ -279,7 +294,7 @@ pub fn unknown_model(name: &str, table: &TargetTable, shared: &Shared) -> Refusa
 }
 
 /// The answer while nobody can say which models there are: to be asked again, where a 404 would be final.
-fn fleet_unknown() -> Refusal {
+pub fn fleet_unknown() -> Refusal {
     Refusal::new(503, "the models of the fleet are not all known yet").retry_after(1)
 }
 

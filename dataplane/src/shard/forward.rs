@@ -51,6 +51,8 @@ pub struct Incoming<'a> {
     pub keep_alive: bool,
     /// Whether bytes of a further request were read already.
     pub read_ahead: bool,
+    /// Address of the client, where somebody else speaks for it.
+    pub client: Option<&'a str>,
 }
 
 /// The client's end.
@@ -125,7 +127,7 @@ pub async fn forward<R: Runtime>(
     let (tried, attempts, pieces, prefilled) = (Vec::new(), 0, Vec::new(), false);
     let attempts =
         Attempts { shard, client, request, prompt, routed, explain, tried, attempts, pieces, prefilled };
-    let outcome = attempts.run().await;
+    let outcome = attempts.run(&AsItIs).await;
     match &outcome {
         Outcome::Refuse(refusal) => shard.metrics.ended(Some(&model), refusal.status),
         Outcome::PassOn(answer) => shard.metrics.ended(Some(&model), answer.status.as_u16()),
@@ -137,7 +139,7 @@ pub async fn forward<R: Runtime>(
 }
 
 /// How the request is routed, by what its headers, its body and the configuration say.
-fn route<'s, R: Runtime>(
+pub fn route<'s, R: Runtime>(
     shard: &'s Shard<R>,
     wishes: &Wishes<'_>,
     prompt: &mut Prompt,
@@ -208,6 +210,21 @@ fn unreadable() -> Refusal {
     Refusal::new(500, "the request's body could not be read").code("internal_error")
 }
 
+/// What is done at a target that was picked.
+pub trait How<R: Runtime> {
+    /// One attempt at `plan`.
+    async fn attempt(&self, attempts: &mut Attempts<'_, R>, plan: &mut Plan) -> Attempt;
+}
+
+/// The request is sent and its answer relayed.
+pub struct AsItIs;
+
+impl<R: Runtime> How<R> for AsItIs {
+    async fn attempt(&self, attempts: &mut Attempts<'_, R>, plan: &mut Plan) -> Attempt {
+        attempts.attempt(plan).await
+    }
+}
+
 /// One request and its attempts.
 pub struct Attempts<'a, R: Runtime> {
     pub(super) shard: &'a Rc<Shard<R>>,
@@ -247,7 +264,8 @@ impl Placed {
 }
 
 impl<R: Runtime> Attempts<'_, R> {
-    async fn run(mut self) -> Outcome {
+    /// Tries targets until one has served the request or none is left.
+    pub async fn run<H: How<R>>(mut self, how: &H) -> Outcome {
         let mut plan = match self.pick() {
             Ok(plan) => plan,
             Err(why) => return Outcome::Refuse(no_plan(why, &self.prompt, None)),
@@ -255,7 +273,7 @@ impl<R: Runtime> Attempts<'_, R> {
         loop {
             let placed = Placed::of(&plan);
             self.place(&placed);
-            let failure = match self.attempt(&mut plan).await {
+            let failure = match how.attempt(&mut self, &mut plan).await {
                 Attempt::Done(outcome) => return outcome,
                 Attempt::Elsewhere(next, cause) => {
                     self.withdraw(&placed);

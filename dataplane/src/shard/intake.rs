@@ -55,20 +55,20 @@ pub async fn read_body<R: Runtime>(conn: &mut Conn<R>, framing: Framing, expects
     }
 }
 
-fn too_large(max: usize) -> Refusal {
+pub fn too_large(max: usize) -> Refusal {
     Refusal::new(413, format!("the request body is larger than {max} bytes")).code("request_too_large")
 }
 
-fn over_budget() -> Refusal {
+pub fn over_budget() -> Refusal {
     Refusal::new(503, "too many request bodies are in flight").code("overloaded").retry_after(1)
 }
 
-fn too_slow() -> Refusal {
+pub fn too_slow() -> Refusal {
     Refusal::new(408, "the request body took too long")
 }
 
 /// Tells a waiting client to go on. False: it is gone.
-async fn tell_to_continue<R: Runtime>(conn: &mut Conn<R>, expects: bool) -> bool {
+pub async fn tell_to_continue<R: Runtime>(conn: &mut Conn<R>, expects: bool) -> bool {
     if !expects || !conn.buf.is_empty() || conn.version() == Version::Http10 {
         return true;
     }
@@ -192,21 +192,27 @@ async fn fill<R: Runtime>(conn: &mut Conn<R>, pace: &Pace, received: u64) -> Fil
 }
 
 /// How long the next bytes of a body may take.
-struct Pace {
+pub struct Pace {
     began_us: u64,
     allowance_us: u64,
 }
 
 impl Pace {
-    fn new(began_us: u64, allowance: Duration) -> Self {
+    /// For a body that begins now.
+    pub fn new(began_us: u64, allowance: Duration) -> Self {
         Self { began_us, allowance_us: allowance.as_micros() as u64 }
     }
 
     /// The allowance from now, but not beyond what the average rate grants.
-    fn deadline_at(&self, now_us: u64, received: u64) -> u64 {
+    pub fn deadline_at(&self, now_us: u64, received: u64) -> u64 {
         let earned = received.saturating_mul(1_000_000) / BYTES_PER_SECOND;
         let whole = self.began_us.saturating_add(self.allowance_us).saturating_add(earned);
         now_us.saturating_add(self.allowance_us).min(whole)
+    }
+
+    /// Time in which nothing was read.
+    pub fn wait(&mut self, us: u64) {
+        self.began_us = self.began_us.saturating_add(us);
     }
 }
 

@@ -3,10 +3,12 @@
 mod answer;
 mod attempt;
 mod budget;
+mod carry;
 mod conn;
 mod deadlines;
 mod decide;
 mod failure;
+mod form;
 mod forward;
 mod intake;
 mod observe;
@@ -20,6 +22,7 @@ mod split;
 mod tokenise;
 mod upstream;
 mod watch;
+mod websocket;
 mod wishes;
 
 pub use budget::{Gauge, Share};
@@ -81,6 +84,7 @@ pub(crate) struct Shard<R: Runtime> {
     pub request_ids: RefCell<RequestIds>,
     pub answers: RefCell<Vec<ResponseHead>>,
     pub push_peers: split::PushPeers,
+    pub farewells: websocket::Farewells,
     connections: Cell<usize>,
     random: Cell<u64>,
 }
@@ -100,6 +104,7 @@ impl<R: Runtime> Shard<R> {
             request_ids: RefCell::new(RequestIds::new(id_seed)),
             answers: RefCell::default(),
             push_peers: split::PushPeers::default(),
+            farewells: websocket::Farewells::default(),
             connections: Cell::new(0),
             random: Cell::new(mix(seed ^ 3)),
             options,
@@ -148,6 +153,7 @@ pub(crate) async fn run<R: Runtime>(
     while shard.connections.get() > 0 {
         shard.deadlines.end_idle();
         if shard.shared.is_cut_off() {
+            shard.farewells.say();
             shard.deadlines.end_all();
         }
         R::within(Duration::from_millis(20), inbox.notify.notified()).await;

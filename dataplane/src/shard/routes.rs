@@ -27,6 +27,14 @@ pub enum Route {
     Refuse(Refusal),
 }
 
+/// Where the realtime API is served.
+const REALTIME: &str = "/v1/realtime";
+
+/// The API of a path on which WebSockets are forwarded: any below `/v1/` that the gateway does not answer itself.
+pub fn upgradable(path: &str) -> Option<Api> {
+    Api::from_path(path).filter(|_| path.starts_with("/v1/") && !climbs(path))
+}
+
 /// Classifies a path without base path and query. `None` for the path: it does not lie below the base path.
 pub fn classify(method: &Method, path: Option<&str>) -> Route {
     let Some(path) = path else {
@@ -49,6 +57,9 @@ pub fn classify(method: &Method, path: Option<&str>) -> Route {
     }
     match Api::from_path(path).filter(|api| *api != Api::Other || !climbs(path)) {
         Some(api) if *method == Method::POST => Route::Forward(api),
+        Some(_) if path == REALTIME => Route::Refuse(
+            Refusal::new(426, format!("{REALTIME} takes WebSockets")).fields(&[("Upgrade", "websocket")]),
+        ),
         Some(_) => Route::Refuse(Refusal::new(405, format!("{} takes POST only", shown(path))).allow("POST")),
         None => {
             Route::Refuse(Refusal::new(404, format!("there is no route {}", shown(path))).code("not_found"))
@@ -121,7 +132,7 @@ fn started() -> u64 {
 }
 
 /// Decodes `%2F` and the like, which clients put into model names.
-fn decode(text: &str) -> String {
+pub fn decode(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let [first, tail @ ..] = rest {
@@ -170,11 +181,30 @@ mod tests {
             (Method::POST, "/v1/..;x/metrics", 404),
             (Method::POST, "/v1/.", 404),
             (Method::GET, "/", 404),
+            (Method::GET, "/v1/realtime", 426),
+            (Method::POST, "/v1/realtime", 1),
+            (Method::POST, "/v1/realtime/calls", 1),
         ];
         for (method, path, want) in table {
             assert_eq!(status(method.clone(), path), want, "{method} {path}");
         }
         assert!(matches!(classify(&Method::GET, None), Route::Refuse(r) if r.status == 404));
+    }
+
+    #[test]
+    fn websockets_are_forwarded_below_v1() {
+        for (path, want) in [
+            ("/v1/realtime", Some(Api::Other)),
+            ("/v1/chat/completions", Some(Api::Chat)),
+            ("/v1/a/b", Some(Api::Other)),
+            ("/v1/models", None),
+            ("/v1/", None),
+            ("/v1/../metrics", None),
+            ("/tokenize", None),
+            ("/healthz", None),
+        ] {
+            assert_eq!(upgradable(path), want, "{path}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use fairlead_routing::TargetEntry;
 use super::Shard;
 use super::watch::{Probe, Watch};
 use crate::http::{Framing, HeadLimits, Parsed, ResponseHead};
-use crate::runtime::{Direction, Runtime, Stream};
+use crate::runtime::{Direction, Runtime, Stream, local_path};
 
 /// Buffer for the head of an answer and for events of a stream.
 pub const READ_SMALL: usize = 8 * 1024;
@@ -41,6 +41,9 @@ pub enum Cause {
     /// The engine did not take what another one prefilled.
     HandoffRefused,
 }
+
+/// The engine switched protocols though nobody had asked for it.
+pub const SWITCHED: Cause = Cause::Broken("the engine switched protocols");
 
 impl Cause {
     /// Fixed name for metrics and logs.
@@ -95,11 +98,18 @@ pub async fn acquire<R: Runtime>(
     if !fresh && let Some(socket) = shard.pool.take(target.id) {
         return Ok(Upstream { socket, reused: true });
     }
-    let addr = match target.address.parse::<SocketAddr>() {
-        Ok(addr) => addr,
-        Err(_) => R::resolve(&target.address).await.ok_or(Cause::Refused)?,
+    let patience = shard.options.timeouts.connect;
+    let connected = match target.address.parse::<SocketAddr>() {
+        Ok(addr) => shard.runtime.connect(addr, patience).await,
+        Err(_) => match local_path(&target.address) {
+            Some(path) => shard.runtime.connect_local(path),
+            None => {
+                let addr = R::resolve(&target.address).await.ok_or(Cause::Refused)?;
+                shard.runtime.connect(addr, patience).await
+            }
+        },
     };
-    match shard.runtime.connect(addr, shard.options.timeouts.connect).await {
+    match connected {
         Ok(socket) => Ok(Upstream { socket, reused: false }),
         Err(error) => Err(match (error.kind(), error.raw_os_error()) {
             (io::ErrorKind::TimedOut, _) => Cause::ConnectTimeout,
@@ -161,6 +171,15 @@ pub enum Exchanged {
         /// What followed it.
         rest: BytesMut,
         /// The whole request went out, so the connection may be kept.
+        sent: bool,
+    },
+    /// The engine agreed to another protocol: what follows its head is no HTTP. No read is under way.
+    Switched {
+        /// The head as the engine sent it.
+        head: Bytes,
+        /// What followed it.
+        rest: BytesMut,
+        /// The whole request went out.
         sent: bool,
     },
     /// The client went away.
@@ -290,7 +309,7 @@ where
 {
     let Part { head, mut rest, sent } = part;
     if answer.status().as_u16() == 101 {
-        return Exchanged::Failed { cause: Cause::Broken("the engine switched protocols"), silent: false };
+        return Exchanged::Switched { head, rest, sent };
     }
     let bodiless = matches!(answer.framing(), Framing::None | Framing::Length(0));
     // An error status is passed on as it is; only a promise of success is worth waiting for its proof.

@@ -58,6 +58,8 @@ pub struct Watch<R: Runtime> {
     zero_sent: bool,
     half_closed: bool,
     gone: bool,
+    /// The connection speaks another protocol, in which nobody ends one direction only.
+    switched: bool,
 }
 
 impl<R: Runtime> Watch<R> {
@@ -70,6 +72,7 @@ impl<R: Runtime> Watch<R> {
             zero_sent: false,
             half_closed: false,
             gone: false,
+            switched: false,
         }
     }
 
@@ -92,6 +95,12 @@ impl<R: Runtime> Watch<R> {
     /// Whether the client was seen to be gone.
     pub fn is_gone(&self) -> bool {
         self.gone
+    }
+
+    /// The connection speaks another protocol from now on: the client's FIN is its departure, and no byte is sent to
+    /// find out.
+    pub fn switch(&mut self) {
+        self.switched = true;
     }
 
     /// Takes the number of bytes that an answer must leave out because they were sent already.
@@ -125,6 +134,11 @@ impl<R: Runtime> Watch<R> {
                 },
             };
             let pause = match self.socket.peer() {
+                Peer::HalfClosed if self.switched => {
+                    self.gone = true;
+                    self.state = State::Resting;
+                    return Poll::Ready(());
+                }
                 Peer::Gone => {
                     self.gone = true;
                     self.state = State::Resting;

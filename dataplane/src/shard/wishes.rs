@@ -155,7 +155,7 @@ pub fn refused(what: &BadAsk) -> Refusal {
         BadAsk::Strategy(why) => Refusal::new(400, format!("header `routing-strategy`: {why}"))
             .code("invalid_routing_strategy")
             .param("routing-strategy")
-            .flag("x-error-invalid-routing-strategy"),
+            .fields(&[("x-error-invalid-routing-strategy", "true")]),
         BadAsk::Profile(why) => Refusal::new(400, format!("header `config-profile`: {why}"))
             .code("unknown_profile")
             .param("config-profile"),

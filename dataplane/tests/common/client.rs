@@ -79,11 +79,17 @@ impl Client {
 
     /// Reads until `text` has arrived, and returns all up to its end.
     pub fn until(&mut self, text: &str) -> String {
+        String::from_utf8(self.until_bytes(text)).unwrap()
+    }
+
+    /// The same where it need not be text.
+    pub fn until_bytes(&mut self, mark: impl AsRef<[u8]>) -> Vec<u8> {
+        let mark = mark.as_ref();
         loop {
-            if let Some(at) = self.buf.windows(text.len()).position(|window| window == text.as_bytes()) {
-                return String::from_utf8(self.buf.drain(..at + text.len()).collect()).unwrap();
+            if let Some(at) = self.buf.windows(mark.len()).position(|window| window == mark) {
+                return self.buf.drain(..at + mark.len()).collect();
             }
-            assert!(self.fill(), "ended before {text:?}: {:?}", String::from_utf8_lossy(&self.buf));
+            assert!(self.fill(), "ended before {mark:?}: {:?}", String::from_utf8_lossy(&self.buf));
         }
     }
 

@@ -14,6 +14,8 @@ use crate::text;
 use crate::tokenise::Tokeniser;
 use ahash::RandomState;
 use bytes::Bytes;
+use hyper::header::HeaderValue;
+use hyper::{HeaderMap, Method, Uri};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -49,6 +51,18 @@ pub(crate) struct LastRequest {
     pub target: String,
     pub headers: Vec<(String, String)>,
     pub body: Bytes,
+}
+
+impl LastRequest {
+    pub fn of(method: &Method, target: &Uri, headers: &HeaderMap, body: Bytes) -> Self {
+        let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+        Self {
+            method: method.to_string(),
+            target: target.to_string(),
+            headers: headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect(),
+            body,
+        }
+    }
 }
 
 /// Counts of what came over HTTP.

@@ -24,7 +24,9 @@ pub use sections::{
     Upstream,
 };
 pub use setting::{Setting, Size};
-pub use types::{BasePath, Driver, Endpoints, HostPort, HttpUrl, KvEvents, LogFilter, LogFormat, Shards};
+pub use types::{
+    BasePath, Driver, Endpoints, HostPort, HttpUrl, InstanceUrl, KvEvents, LogFilter, LogFormat, Shards,
+};
 
 use std::path::Path;
 

@@ -5,7 +5,9 @@ use crate::handoff::{Details, HandoffSetting, Label, Part, has_bootstrap};
 use crate::routing::{Explain, Named, PolicySettings, PolicyText, Profile, SidePolicy, Slo};
 use crate::schema::{Check, section};
 use crate::setting::{Setting, Size};
-use crate::types::{BasePath, Driver, Endpoints, HostPort, HttpUrl, KvEvents, LogFilter, LogFormat, Shards};
+use crate::types::{
+    BasePath, Driver, Endpoints, HostPort, HttpUrl, InstanceUrl, KvEvents, LogFilter, LogFormat, Shards,
+};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -66,6 +68,9 @@ section! {
         driver: Driver = Driver::Auto;
         /// Prefix of all paths, removed before anything else; requests without it are answered 404.
         base_path: BasePath = BasePath::default();
+        /// Every connection begins with a header of the PROXY protocol (version 1 or 2), which a load balancer puts
+        /// there; one without is closed. The client's address goes to the instances in `X-Forwarded-For`.
+        proxy_protocol: bool = false;
         /// The scheduler. Without one only `instances` are served, with what this gateway sees itself.
         scheduler: Option<HostPort> = None;
         /// Folder with the gateway's certificate and key. Needed with `scheduler`.
@@ -99,6 +104,9 @@ section! {
         tokenising: Tokenising = Tokenising::default();
         /// Longest request body; a longer one is answered 413.
         max_body: Size = Size::mib(64) => Size(1024), Size::mib(16 * 1024);
+        /// How much of a form (audio, images, files) is held while its `model` field is looked for; beyond it the form is
+        /// answered 400, unless only one model is served. What follows that field is never held.
+        max_form_held: Size = Size::mib(32) => Size(4096), Size::mib(1024);
         /// Longest request head; a longer one is answered 431.
         max_head: Size = Size(64 << 10) => Size(1024), Size::mib(1);
         /// Request bodies held at one time, all together, for the case that they must be sent again; beyond it
@@ -139,7 +147,7 @@ section! {
         /// and so on.
         name: Option<String> = None;
         /// Where it is. Must be given.
-        url: Option<HttpUrl> = None;
+        url: Option<InstanceUrl> = None;
         /// Names of the models it serves. Must be given: without a scheduler nobody asks the engine.
         models: Vec<String> = Vec::new();
         /// Its part in hand-offs between engines: prefill, decode, or both. `auto` is both: nobody asks the engine.
@@ -400,7 +408,7 @@ impl Check for Gateway {
         }
         let names = self.instances.iter().enumerate().map(|(at, instance)| instance.name(at));
         let urls = self.instances.iter().filter_map(|instance| instance.url.as_ref());
-        let mut taken = [names.collect(), urls.map(|url| url.authority().to_string()).collect::<Vec<_>>()];
+        let mut taken = [names.collect(), urls.map(InstanceUrl::address).collect::<Vec<_>>()];
         taken.iter_mut().for_each(|taken| taken.sort_unstable());
         match taken.iter().flat_map(|taken| taken.windows(2)).find(|pair| pair[0] == pair[1]) {
             Some(pair) => {
@@ -426,7 +434,8 @@ impl Instance {
     /// Its bootstrap server, `host:port`: the one given, or that of its host where its part needs one.
     pub fn bootstrap(&self) -> Option<String> {
         let own = || {
-            let (host, _) = self.url.as_ref()?.authority().as_str().rsplit_once(':')?;
+            let InstanceUrl::Http(url) = self.url.as_ref()? else { return None };
+            let (host, _) = url.authority().as_str().rsplit_once(':')?;
             Some(format!("{host}:{BOOTSTRAP_PORT}"))
         };
         let serves = match self.handoff {
@@ -442,12 +451,15 @@ impl Check for Instance {
     fn check(&self, path: &str) -> Result<(), ConfigError> {
         let at = join(path, "url");
         match &self.url {
-            None => Err(ConfigError::Missing { path: at, allowed: HttpUrl::allowed() }),
-            Some(url) if !url.path().is_empty() => Err(ConfigError::value(
+            None => Err(ConfigError::Missing { path: at, allowed: InstanceUrl::allowed() }),
+            Some(InstanceUrl::Http(url)) if !url.path().is_empty() => Err(ConfigError::value(
                 &at,
                 url,
                 "a URL without a path: the client's path is what the engine gets",
             )),
+            Some(url @ InstanceUrl::Unix(_)) if matches!(self.handoff, HandoffSetting::Is(_)) => {
+                Err(ConfigError::value(&at, url.address(), "a URL with a host: other engines connect to it"))
+            }
             Some(_) if self.models.is_empty() => Err(ConfigError::Missing {
                 path: join(path, "models"),
                 allowed: "the names of the models that the instance serves".into(),

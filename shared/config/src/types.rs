@@ -98,6 +98,52 @@ impl Setting for HttpUrl {
     }
 }
 
+/// Where an instance is: `http://host[:port]`, or `unix:/path` for a socket of this machine.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum InstanceUrl {
+    /// Over TCP.
+    Http(HttpUrl),
+    /// The path of a Unix socket.
+    Unix(String),
+}
+
+/// Longest path of a Unix socket: the kernel's limit, less the zero at its end.
+const MAX_SOCKET_PATH: usize = 107;
+
+impl InstanceUrl {
+    /// Reads either form.
+    pub fn parse(text: &str) -> Option<Self> {
+        let Some(path) = text.strip_prefix("unix:") else { return HttpUrl::parse(text).map(Self::Http) };
+        let good = path.starts_with('/')
+            && path.len() <= MAX_SOCKET_PATH
+            && !path.contains(|letter: char| letter.is_control());
+        good.then(|| Self::Unix(path.to_owned()))
+    }
+
+    /// As a gateway connects to it: `host:port`, or `unix:/path`.
+    pub fn address(&self) -> String {
+        match self {
+            Self::Http(url) => url.authority().to_string(),
+            Self::Unix(path) => format!("unix:{path}"),
+        }
+    }
+}
+
+impl Setting for InstanceUrl {
+    fn allowed() -> String {
+        "a URL like `http://HOST:PORT`, or `unix:/PATH`".into()
+    }
+    fn read(value: &Value, path: &str) -> Result<Self, ConfigError> {
+        read_text(value, path, Self::parse)
+    }
+    fn show(&self) -> String {
+        match self {
+            Self::Http(url) => url.to_string(),
+            Self::Unix(_) => self.address(),
+        }
+    }
+}
+
 /// A URL path of plain characters that starts with a slash and does not end in one.
 fn is_path(text: &str) -> bool {
     text.starts_with('/')

@@ -35,6 +35,8 @@ gateway:
   instances:
     - {name: a, url: "http://10.0.0.1:8000", models: [m1, m2]}
     - {url: http://engine-b, models: [m1]}
+    - {url: "unix:/run/engine.sock", models: [m1]}
+  proxy_protocol: true
   max_body: 1MiB
   max_head: 8192
   retry_count: 0
@@ -57,7 +59,11 @@ log: {level: "warn,fairlead_agent=debug", format: json}
     assert_eq!(gateway.scheduler.as_ref().map(|s| s.as_str()), Some("scheduler.internal:7400"));
     assert_eq!(gateway.policy.as_ref().map(|policy| policy.as_str()), Some("round-robin"));
     let names: Vec<_> = (0..).zip(&gateway.instances).map(|(at, instance)| instance.name(at)).collect();
-    assert_eq!(names, ["a", "instance-2"], "never an address");
+    assert_eq!(names, ["a", "instance-2", "instance-3"], "never an address");
+    let places: Vec<_> = gateway.instances.iter().map(|i| i.url.as_ref().map(|url| url.address())).collect();
+    let wanted = ["10.0.0.1:8000", "engine-b:80", "unix:/run/engine.sock"];
+    assert_eq!(places, wanted.map(|place| Some(place.to_owned())));
+    assert!(gateway.proxy_protocol);
     assert_eq!(gateway.instances[0].models, ["m1", "m2"]);
     assert_eq!((gateway.max_body, gateway.max_head.bytes()), (Size::mib(1), 8192));
     assert_eq!((gateway.retry_count, gateway.retry.backoff), (0, Duration::from_millis(20)));

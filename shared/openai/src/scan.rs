@@ -87,11 +87,11 @@ impl fmt::Display for ScanError {
 impl std::error::Error for ScanError {}
 
 #[cold]
-fn refuse(body: &[u8], fault: Fault) -> ScanError {
+pub(crate) fn refuse(body: &[u8], fault: Fault) -> ScanError {
     ScanError { offset: fault.at, place: place(body, fault.at), what: fault.what.describe() }
 }
 
-fn check_utf8(body: &[u8]) -> Parsed<()> {
+pub(crate) fn check_utf8(body: &[u8]) -> Parsed<()> {
     if simdutf8::basic::from_utf8(body).is_ok() {
         return Ok(());
     }
@@ -269,7 +269,7 @@ impl<'b> Scanner<'b> {
     }
 }
 
-fn optional_text(cursor: &mut Cursor<'_>) -> Parsed<Option<Text>> {
+pub(crate) fn optional_text(cursor: &mut Cursor<'_>) -> Parsed<Option<Text>> {
     match cursor.kind()? {
         Kind::String => cursor.string().map(Some),
         Kind::Null => cursor.literal("null").map(|()| None),

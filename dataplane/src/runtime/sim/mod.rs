@@ -69,6 +69,10 @@ impl Runtime for Sim {
         net::connect(addr, timeout)
     }
 
+    fn connect_local(self, _path: &str) -> io::Result<SimSocket> {
+        Err(io::Error::from(io::ErrorKind::Unsupported))
+    }
+
     async fn resolve(name: &str) -> Option<SocketAddr> {
         Self::sleep(Duration::from_micros(below(2_000))).await;
         name.parse().ok()

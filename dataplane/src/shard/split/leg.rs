@@ -19,7 +19,9 @@ use super::super::Shard;
 use super::super::answer::PassedOn;
 use super::super::deadlines::Guard;
 use super::super::speed;
-use super::super::upstream::{Cause, Exchanged, Patient, READ_SMALL, ReadResult, Reads, acquire, exchange};
+use super::super::upstream::{
+    Cause, Exchanged, Patient, READ_SMALL, ReadResult, Reads, SWITCHED, acquire, exchange,
+};
 use crate::http::{BodyReader, ResponseHead};
 use crate::runtime::{Direction, Either, Notify, Runtime, Stream as _, either};
 
@@ -267,6 +269,7 @@ impl<R: Runtime> PrefillLeg<R> {
                 .await;
         let (head, rest, sent) = match exchanged {
             Exchanged::Answer { head, rest, sent } => (head, rest, sent),
+            Exchanged::Switched { .. } => return Err((SWITCHED, false)),
             Exchanged::Failed { cause, silent } => return Err((cause, silent)),
             Exchanged::Gone => return Err((Cause::Died, false)),
         };

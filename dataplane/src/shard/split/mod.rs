@@ -27,7 +27,7 @@ use super::relay::Correction;
 use super::speed;
 use super::upstream::{Cause, Waited, unless_gone};
 use crate::handoff::{Deal, Fresh, Leg, Order, PushPeer, Request, told};
-use crate::http::ResponseHead;
+use crate::http::{OutgoingBody, ResponseHead};
 use crate::runtime::{Runtime, Stream as _};
 
 use leg::{Done, End, Line, PrefillLeg};
@@ -449,7 +449,13 @@ impl<R: Runtime> Attempts<'_, R> {
     /// A leg as it goes out.
     fn leg(&self, target: &TargetEntry, leg: Leg, plain: bool) -> Vec<Bytes> {
         let Leg { add, id, body } = leg;
-        let head = self.head_for(&HeadOf { target, length: body.len(), add: &add, id: id.as_deref(), plain });
+        let head = self.head_for(&HeadOf {
+            target,
+            body: OutgoingBody::Length(body.len() as u64),
+            add: &add,
+            id: id.as_deref(),
+            plain,
+        });
         let mut pieces = vec![Bytes::from(head)];
         pieces.extend(body.into_pieces());
         pieces

@@ -206,7 +206,7 @@ async fn connection(engine: Arc<Engine>, stream: TcpStream) {
         None => builder.header_read_timeout(None),
     };
     let service = service_fn(|request| route::answer(Arc::clone(&engine), Arc::clone(&control), request));
-    let serving = builder.serve_connection(io, service);
+    let serving = builder.serve_connection(io, service).with_upgrades();
     tokio::pin!(serving);
     loop {
         tokio::select! {

@@ -6,4 +6,5 @@ pub(crate) mod control;
 pub(crate) mod forms;
 pub(crate) mod info;
 pub(crate) mod prompts;
+pub(crate) mod realtime;
 pub(crate) mod route;

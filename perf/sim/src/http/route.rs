@@ -2,7 +2,7 @@
 
 use super::body::AnswerBody;
 use super::conn::ConnControl;
-use super::{control, info, prompts};
+use super::{control, info, prompts, realtime};
 use crate::engine::{Engine, LastRequest, Visit};
 use crate::faults::{Faults, Garbage};
 use crate::handoff::leg;
@@ -104,6 +104,7 @@ pub(crate) async fn answer(
     }
     let api = Api::from_path(&path);
     let mut response = match api {
+        None if path == "/v1/realtime" => realtime::answer(&engine, &conn, request).await?,
         Some(api) => on_prompt(&engine, &conn, api, &path, request).await?,
         None => on_info(&engine, &conn, &request).await?,
     };
@@ -129,7 +130,7 @@ async fn on_info(engine: &Arc<Engine>, conn: &Arc<ConnControl>, request: &Reques
 }
 
 /// The faults that come before any work; `None` when the request goes on.
-async fn before_answer(
+pub(crate) async fn before_answer(
     engine: &Engine,
     conn: &Arc<ConnControl>,
     api: Option<Api>,
@@ -191,16 +192,7 @@ async fn on_prompt(
     let faults = {
         let mut core = engine.core();
         *core.traffic.by_route.entry(route_name(api)).or_default() += 1;
-        core.traffic.last = Some(LastRequest {
-            method: head.method.to_string(),
-            target: head.uri.to_string(),
-            headers: head
-                .headers
-                .iter()
-                .map(|(k, v)| (k.to_string(), String::from_utf8_lossy(v.as_bytes()).into_owned()))
-                .collect(),
-            body: body.clone(),
-        });
+        core.traffic.last = Some(LastRequest::of(&head.method, &head.uri, &head.headers, body.clone()));
         core.faults.take(kind)
     };
     if let Some(f) = &faults
