@@ -116,7 +116,8 @@ pub fn binary() -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// Starts all kinds that are there. Of the others it is said what is missing, and the measurement goes on without.
+/// Starts all kinds that are there; with `FAIRLEAD_PEERS=nginx,floor`, ours and those. Of the others it is said what is
+/// missing, and the measurement goes on without.
 ///
 /// # Errors
 /// Ours does not start.
@@ -127,7 +128,11 @@ pub fn start_all(
     missing: &mut Vec<String>,
 ) -> anyhow::Result<Vec<Subject>> {
     let mut all = Vec::new();
-    for &kind in kinds {
+    let chosen = std::env::var("FAIRLEAD_PEERS").ok();
+    let is_chosen = |kind: Kind| {
+        kind == Kind::Ours || chosen.as_ref().is_none_or(|names| names.split(',').any(|n| n == kind.name()))
+    };
+    for kind in kinds.iter().copied().filter(|kind| is_chosen(*kind)) {
         match start(kind, setting, folder) {
             Ok(subject) => all.push(subject),
             Err(error) if kind == Kind::Ours => return Err(error),
