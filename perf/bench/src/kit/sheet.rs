@@ -58,8 +58,7 @@ struct Entry {
     case: String,
     metric: Metric,
     ours: Vec<f64>,
-    baseline: Vec<f64>,
-    baseline_name: Option<String>,
+    baselines: Vec<(String, Vec<f64>)>,
 }
 
 /// Samples in the order in which their rows shall appear: that of first mention.
@@ -76,11 +75,13 @@ impl Sheet {
         self.entry(case, metric).ours.push(value);
     }
 
-    /// Adds one run's sample of the baseline `name`.
+    /// Adds one run's sample of the baseline `name`. Each baseline of a case and metric gets a row.
     pub fn baseline(&mut self, case: &str, metric: Metric, name: &str, value: f64) {
-        let entry = self.entry(case, metric);
-        entry.baseline_name.get_or_insert_with(|| name.to_owned());
-        entry.baseline.push(value);
+        let baselines = &mut self.entry(case, metric).baselines;
+        match baselines.iter_mut().find(|(known, _)| known == name) {
+            Some((_, samples)) => samples.push(value),
+            None => baselines.push((name.to_owned(), vec![value])),
+        }
     }
 
     /// Adds text to stand above the table: what its rows are drawn from.
@@ -103,8 +104,7 @@ impl Sheet {
                 case: case.to_owned(),
                 metric,
                 ours: Vec::new(),
-                baseline: Vec::new(),
-                baseline_name: None,
+                baselines: Vec::new(),
             });
             self.entries.len() - 1
         });
@@ -114,8 +114,8 @@ impl Sheet {
     /// Medians over the runs.
     pub fn rows(&self) -> Vec<Row> {
         let middle = |samples: &[f64]| Some(stats::median(samples)).filter(|m| m.is_finite());
-        let row = |e: &Entry| {
-            let (ours, baseline) = (middle(&e.ours), middle(&e.baseline));
+        let row = |e: &Entry, against: Option<&(String, Vec<f64>)>| {
+            let (ours, baseline) = (middle(&e.ours), against.and_then(|(_, samples)| middle(samples)));
             let ratio = ours.zip(baseline).map(|(o, b)| o / b).filter(|r| r.is_finite());
             Row {
                 case: e.case.clone(),
@@ -123,13 +123,17 @@ impl Sheet {
                 unit: e.metric.unit,
                 ours,
                 baseline,
-                baseline_name: e.baseline_name.clone(),
+                baseline_name: against.map(|(name, _)| name.clone()),
                 ratio,
                 runs: e.ours.len(),
                 spread: stats::spread(&e.ours),
             }
         };
-        self.entries.iter().map(row).collect()
+        let rows = |e: &Entry| match e.baselines.as_slice() {
+            [] => vec![row(e, None)],
+            all => all.iter().map(|against| row(e, Some(against))).collect(),
+        };
+        self.entries.iter().flat_map(rows).collect()
     }
 
     /// The rows as a table, with notes.
@@ -226,6 +230,17 @@ mod tests {
             assert!(keys.iter().any(|k| k == key), "{key}");
         }
         assert_eq!(keys.len(), 9);
+    }
+
+    #[test]
+    fn each_baseline_has_a_row() {
+        let mut sheet = Sheet::default();
+        sheet.ours("a", TIME, 2.0);
+        for (name, v) in [("one", 4.0), ("two", 1.0), ("one", 8.0)] {
+            sheet.baseline("a", TIME, name, v);
+        }
+        let rows: Vec<_> = sheet.rows().into_iter().map(|r| (r.baseline_name.unwrap(), r.ratio)).collect();
+        assert_eq!(rows, [("one".to_owned(), Some(2.0 / 6.0)), ("two".to_owned(), Some(2.0))]);
     }
 
     #[test]

@@ -18,6 +18,8 @@ mod run;
 mod sse;
 mod workload;
 
+pub(crate) use workload::words;
+
 pub use args::{BadArgs, LoadArgs};
 pub use bound::InfiniteCache;
 pub use fairlead_sim::trace::TraceError;

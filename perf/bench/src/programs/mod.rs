@@ -7,8 +7,16 @@ pub mod index;
 #[cfg(feature = "fleet")]
 pub mod life;
 #[cfg(feature = "fleet")]
+pub mod memory;
+#[cfg(feature = "fleet")]
 pub mod propagation;
+#[cfg(feature = "fleet")]
+pub mod relay;
 pub mod routing;
+#[cfg(feature = "fleet")]
+pub mod scale;
+#[cfg(feature = "fleet")]
+pub mod stream;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -31,6 +39,15 @@ pub struct Options {
     pub write: Option<PathBuf>,
     /// `routing`, `decision`: prefill and decode apart alone.
     pub pd: bool,
+    /// `relay`, `stream`: this case alone.
+    pub only: Option<String>,
+}
+
+impl Options {
+    /// Whether a case is asked for.
+    pub fn wants(&self, case: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| only == case)
+    }
 }
 
 /// A benchmark.
@@ -45,6 +62,30 @@ pub struct Program {
 
 /// All programs, in the order of `list`.
 pub const PROGRAMS: &[Program] = &[
+    #[cfg(feature = "fleet")]
+    Program {
+        name: "relay",
+        about: "a chat request through the gateway beside nginx, HAProxy and other routers: processor time, added latency",
+        run: relay::run,
+    },
+    #[cfg(feature = "fleet")]
+    Program {
+        name: "stream",
+        about: "tokens of streams through the gateway beside nginx and HAProxy: processor time, time on the way, stalls",
+        run: stream::run,
+    },
+    #[cfg(feature = "fleet")]
+    Program {
+        name: "memory",
+        about: "the gateway's memory for each stream and each idle connection, and after many requests",
+        run: memory::run,
+    },
+    #[cfg(feature = "fleet")]
+    Program {
+        name: "scale",
+        about: "thousands of streams at a time; the cost of a request with 1,000 targets over that with 8",
+        run: scale::run,
+    },
     Program {
         name: "index",
         about: "the prefix index: memory, lookups idle and under a writer, updates",
