@@ -359,7 +359,7 @@ impl Loop {
         } else {
             // Steps of the golden section fill the time evenly, however many streams there are.
             self.spread = self.spread.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let share = (u128::from(self.spread) * u128::from(every_ns) >> 64) as u64;
+            let share = ((u128::from(self.spread) * u128::from(every_ns)) >> 64) as u64;
             self.due.push(Reverse((machine_ns() + share, name)));
         }
     }
