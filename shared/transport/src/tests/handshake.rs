@@ -52,7 +52,7 @@ async fn a_hello_that_the_certificate_does_not_cover_is_refused_with_the_reason(
         (hello(Role::Gateway, "a"), RefuseCode::Identity, "hello as gateway with the certificate of a agent"),
         (hello(Role::Scheduler, "a"), RefuseCode::Identity, "hello as scheduler"),
         (hello(Role::Agent, "b"), RefuseCode::Identity, "hello as \"b\" with a certificate for \"a\""),
-        (newer, RefuseCode::Protocol, "7 to 9 there, 3 to 3 here"),
+        (newer, RefuseCode::Protocol, "7 to 9 there, 4 to 4 here"),
     ];
     for (said, code, part) in cases {
         match soon(connect(&address, &agent, &said, &options())).await {
