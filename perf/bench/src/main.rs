@@ -30,6 +30,9 @@ struct Args {
     /// `routing`: put the tables into this document, between the lines made for them.
     #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
+    /// `relay`, `stream`: this case alone, as the table names it.
+    #[arg(long, value_name = "CASE")]
+    only: Option<String>,
     /// `routing`, `decision`: prefill and decode apart, and nothing else.
     #[arg(long)]
     pd: bool,
@@ -66,6 +69,16 @@ fn run(args: &Args) -> anyhow::Result<()> {
         matches!(program.name, "routing" | "decision") || !args.pd,
         "--pd is for `routing` and `decision`"
     );
-    let options = Options { quick: args.quick, check: args.check, write: args.write.clone(), pd: args.pd };
+    ensure!(
+        matches!(program.name, "relay" | "stream") || args.only.is_none(),
+        "--only is for `relay` and `stream`"
+    );
+    let options = Options {
+        quick: args.quick,
+        check: args.check,
+        write: args.write.clone(),
+        pd: args.pd,
+        only: args.only.clone(),
+    };
     present(program.name, args.json.as_deref(), |sheet| (program.run)(&options, sheet))
 }

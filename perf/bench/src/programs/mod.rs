@@ -39,6 +39,15 @@ pub struct Options {
     pub write: Option<PathBuf>,
     /// `routing`, `decision`: prefill and decode apart alone.
     pub pd: bool,
+    /// `relay`, `stream`: this case alone.
+    pub only: Option<String>,
+}
+
+impl Options {
+    /// Whether a case is asked for.
+    pub fn wants(&self, case: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| only == case)
+    }
 }
 
 /// A benchmark.

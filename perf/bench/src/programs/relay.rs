@@ -87,7 +87,7 @@ pub fn run(options: &Options, sheet: &mut Sheet) -> anyhow::Result<()> {
     let mut measure = Measure { engine, plan, sheet, seed: 0, direct: Vec::new(), control: Vec::new() };
     for round in 0..measure.plan.rounds {
         say(&format!("round {} of {}", round + 1, measure.plan.rounds));
-        for (case, body) in BODIES {
+        for (case, body) in BODIES.into_iter().filter(|(case, _)| options.wants(case)) {
             for subject in &subjects {
                 measure.cpu(subject, case, body)?;
             }
@@ -95,7 +95,7 @@ pub fn run(options: &Options, sheet: &mut Sheet) -> anyhow::Result<()> {
         }
     }
     let Measure { direct, control, sheet, .. } = measure;
-    for (case, _) in BODIES {
+    for (case, _) in BODIES.into_iter().filter(|(case, _)| options.wants(case)) {
         let of = |all: &[(&str, f64)]| {
             median(&all.iter().filter(|(c, _)| *c == case).map(|(_, v)| *v).collect::<Vec<_>>())
         };

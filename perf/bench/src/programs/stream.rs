@@ -72,7 +72,7 @@ pub fn run(options: &Options, sheet: &mut Sheet) -> anyhow::Result<()> {
     };
     let mut missing = Vec::new();
     let mut run = Run { engine, sheet, over, seed: 0, worst: Vec::new(), direct: Vec::new() };
-    {
+    if options.wants("unpaced") {
         let subjects = start_all(&KINDS, &setting, &folder, &mut missing)?;
         for round in 0..rounds {
             say(&format!("unpaced, round {} of {rounds}", round + 1));
@@ -81,7 +81,7 @@ pub fn run(options: &Options, sheet: &mut Sheet) -> anyhow::Result<()> {
             }
         }
     }
-    for (case, streams, every) in PACED {
+    for (case, streams, every) in PACED.into_iter().filter(|(case, _, _)| options.wants(case)) {
         if descriptors < 2 * streams as u64 + 100 {
             run.sheet.note(format!("{case}: left out, this machine allows {descriptors} descriptors"));
             continue;

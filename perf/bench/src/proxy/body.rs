@@ -10,6 +10,9 @@ const DIGITS: usize = 16;
 /// Columns of the prompts' text: real ones have line ends, which JSON escapes.
 const LINE: usize = 80;
 
+/// What bodies of requests end with that ask for a stream.
+pub const STREAMED: &[u8] = b"\"stream\":true}";
+
 /// A request as bytes: a beginning of its own for each connection, with the request's number in it, and a rest that
 /// all share.
 #[derive(Clone, Debug)]

@@ -1,8 +1,8 @@
 //! The null engine: prepared answers from one epoll loop on raw sockets, so that next to nothing of what is measured is
 //! the engine's.
 //!
-//! It reads requests to their end and looks at nothing but their length; what it answers is told to it by
-//! [`NullEngine::answer`] for all requests alike:
+//! It reads requests to their end and looks at nothing but their length and whether they end like those of ours that ask
+//! for a stream. Such are answered as it was told by [`NullEngine::answer`], all others whole:
 //!
 //! - *whole*: a chat completion in one write;
 //! - *unpaced*: a stream whose chunks go out one write each, turn by turn over all streams under way;
@@ -336,18 +336,20 @@ impl Loop {
         });
         match seen {
             Seen::More => {}
-            Seen::Complete if post => self.begin(place),
+            Seen::Complete if post => {
+                self.begin(place, self.buffer[..count].ends_with(super::body::STREAMED))
+            }
             Seen::Complete => self.write(place, |prepared| &prepared.info),
             Seen::Bad => self.close(place),
         }
     }
 
-    fn begin(&mut self, place: usize) {
+    fn begin(&mut self, place: usize, streamed: bool) {
         let tokens = self.told.tokens.load(Ordering::Relaxed) as u32;
         let every_ns = self.told.every_ns.load(Ordering::Relaxed);
         self.told.answered.fetch_add(1, Ordering::Relaxed);
         let Some(conn) = self.conns[place].as_mut() else { return };
-        if tokens == 0 {
+        if tokens == 0 || !streamed {
             return self.write(place, |prepared| &prepared.whole);
         }
         (conn.left, conn.every_ns, conn.begun) = (tokens, every_ns, false);
@@ -357,7 +359,7 @@ impl Loop {
         } else {
             // Steps of the golden section fill the time evenly, however many streams there are.
             self.spread = self.spread.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let share = (u128::from(self.spread) * u128::from(every_ns) >> 64) as u64;
+            let share = ((u128::from(self.spread) * u128::from(every_ns)) >> 64) as u64;
             self.due.push(Reverse((machine_ns() + share, name)));
         }
     }

@@ -278,14 +278,16 @@ fn nginx(addr: SocketAddr, setting: &Setting, home: &Path) -> String {
 }
 
 fn haproxy(addr: SocketAddr, setting: &Setting) -> String {
-    let connections = setting.connections + 64;
+    // It closes idle connections to servers when a share of its descriptors is in use: there are enough.
+    let connections = (setting.connections + 64).max(4_000);
     let delay = if setting.streams { "  option http-no-delay\n" } else { "" };
     let mut servers = String::new();
     for (n, engine) in setting.engines.iter().enumerate() {
         let _ = writeln!(servers, "  server s{n} {engine}");
     }
     format!(
-        "global\n  nbthread 1\n  maxconn {connections}\ndefaults\n  mode http\n  http-reuse always\n{delay}  timeout \
+        "global\n  nbthread 1\n  maxconn {connections}\n  tune.pool-high-fd-ratio 98\n  \
+         tune.pool-low-fd-ratio 97\ndefaults\n  mode http\n  http-reuse always\n{delay}  timeout \
          connect 5s\n  timeout client 600s\n  timeout server 600s\n  timeout http-keep-alive 600s\nfrontend front\n  \
          bind {addr} backlog 4096\n  default_backend engines\nbackend engines\n  balance roundrobin\n{servers}"
     )
