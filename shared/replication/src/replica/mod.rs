@@ -36,6 +36,7 @@
 mod account;
 mod apply;
 mod costs;
+mod cover;
 mod feedback;
 mod load;
 mod overlay;

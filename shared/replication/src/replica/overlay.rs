@@ -2,8 +2,8 @@
 //! conversation finds them, and taken out when the truth says the same, when the request failed, or when they are too
 //! old.
 //!
-//! Entries of one target share blocks (turns of one conversation), so each block counts how many entries cover it and
-//! leaves the tree with the last. While the gateway is cut off, entries do not age: they are all that is known of what
+//! Entries of one target share blocks (turns of one conversation), so it is [counted](Cover) how many entries cover a
+//! block, which leaves the tree with the last. While the gateway is cut off, entries do not age: they are all that is known of what
 //! was sent meanwhile. The bytes are bounded; beyond, the oldest entries go.
 
 use std::collections::VecDeque;
@@ -13,10 +13,13 @@ use fairlead_prefix::Writer;
 use fairlead_wire::msg::HashSpace;
 use fairlead_wire::{Slot, TargetId};
 
-/// Bytes charged per covered block: its part of the tree, of the count table and of the entry's path.
+use super::cover::Cover;
+
+/// Bytes charged per covered block: its part of the tree, of a run and of the entry's path. (Less is needed where runs are
+/// long.)
 const BLOCK_BYTES: usize = 56;
-/// Bytes charged per entry.
-const ENTRY_BYTES: usize = 128;
+/// Bytes charged per entry, with the run that it begins and the one that it cuts.
+const ENTRY_BYTES: usize = 256;
 
 /// A placement.
 #[derive(Debug)]
@@ -39,8 +42,7 @@ pub struct Overlay {
     entries: AHashMap<u64, Entry>,
     order: VecDeque<u64>,
     next_id: u64,
-    /// Entries that cover a block of a target.
-    cover: AHashMap<(Slot, u64), u32>,
+    cover: Cover,
     /// The entry that ends with a block of a target.
     ends: AHashMap<(Slot, u64), u64>,
     bytes: usize,
@@ -58,7 +60,7 @@ impl Overlay {
             entries: AHashMap::new(),
             order: VecDeque::new(),
             next_id: 0,
-            cover: AHashMap::new(),
+            cover: Cover::default(),
             ends: AHashMap::new(),
             bytes: 0,
             max_bytes,
@@ -82,11 +84,10 @@ impl Overlay {
             return;
         }
         // A longer path of the same conversation stands for its shorter ones.
-        let shorter: Vec<u64> =
-            path.iter().filter_map(|block| self.ends.get(&(target.slot, *block)).copied()).collect();
-        for &block in path {
-            *self.cover.entry((target.slot, block)).or_insert(0) += 1;
-        }
+        let mut shorter: Vec<u64> = Vec::new();
+        self.cover.add(target.slot, path, |block| {
+            shorter.extend(self.ends.get(&(target.slot, block)).copied());
+        });
         self.tree.place(target, path, now_us);
         let id = self.next_id;
         self.next_id += 1;
@@ -205,17 +206,7 @@ impl Overlay {
             self.ends.remove(&(slot, *end));
         }
         // Every entry that covers a block covers all before it, so what stays is a leading part.
-        let mut keep = 0;
-        for &block in &entry.path {
-            if let Some(count) = self.cover.get_mut(&(slot, block)) {
-                *count -= 1;
-                if *count == 0 {
-                    self.cover.remove(&(slot, block));
-                } else {
-                    keep += 1;
-                }
-            }
-        }
+        let keep = self.cover.remove(slot, &entry.path);
         self.tree.remove_path_tail(entry.target, &entry.path, keep);
         true
     }
