@@ -149,12 +149,12 @@ impl UsageWatch {
     }
 
     fn object<'p>(&mut self, mut depth: u32, mut string: bool, mut escape: bool, rest: &'p [u8]) -> &'p [u8] {
+        let room = MAX_OBJECT - self.object.len();
         for (index, &byte) in rest.iter().enumerate() {
-            if self.object.len() == MAX_OBJECT {
+            if index == room {
                 self.state = State::Search;
                 return &rest[index..];
             }
-            self.object.push(byte);
             match byte {
                 _ if escape => escape = false,
                 b'\\' if string => escape = true,
@@ -164,15 +164,24 @@ impl UsageWatch {
                     depth -= 1;
                     if depth == 0 {
                         self.state = State::Search;
-                        if let Ok(Some(counts)) = read(&self.object) {
+                        let (last, behind) = rest.split_at(index + 1);
+                        // Mostly it came in one piece, and is read where it lies.
+                        let object = if self.object.is_empty() {
+                            last
+                        } else {
+                            self.object.extend_from_slice(last);
+                            &self.object
+                        };
+                        if let Ok(Some(counts)) = read(object) {
                             counts.merge_into(&mut self.usage);
                         }
-                        return &rest[index + 1..];
+                        return behind;
                     }
                 }
                 _ => {}
             }
         }
+        self.object.extend_from_slice(rest);
         self.state = State::Object { depth, string, escape };
         &[]
     }

@@ -40,8 +40,30 @@ const MARK: u8 = 0xFF;
 const DIRECT: usize = 256;
 const BUFFER: usize = 1024;
 
-/// Words without a backslash after which the next one is searched for.
-const WORDS: u32 = 8;
+/// Bytes looked at together.
+const RUN: usize = 32;
+/// Runs without a backslash after which the next one is searched for.
+const RUNS: u32 = 8;
+
+/// Written so that the compiler turns it into vector comparisons.
+#[inline]
+fn has_backslash(run: &[u8; RUN]) -> bool {
+    run.iter().fold(false, |any, &byte| any | (byte == b'\\'))
+}
+
+/// Where the first one is; the run's length if there is none.
+#[inline]
+fn first_backslash(run: &[u8; RUN]) -> usize {
+    let mut at = 0;
+    for word in run.as_chunks::<8>().0 {
+        let found = backslash(*word);
+        at += found;
+        if found < 8 {
+            break;
+        }
+    }
+    at
+}
 
 /// Gathers small pieces so that the sink sees few large ones. The bytes do not depend on the gathering.
 pub(super) struct Out<'b, 's> {
@@ -98,30 +120,33 @@ impl<'b, 's> Out<'b, 's> {
         self.unescape(bytes).map_err(|what| Fault { at: text.span.start, what })
     }
 
-    /// Text with escapes, often one every few dozen bytes: words are copied whole and the end moved back to where the
+    /// Text with escapes, often one every few dozen bytes: runs are copied whole and the end moved back to where the
     /// backslash was, which costs less than a search and a copy of each stretch.
     fn unescape(&mut self, mut rest: &[u8]) -> Result<(), What> {
-        let mut words = 0;
+        let mut runs = 0;
         loop {
-            if self.length + 8 > BUFFER {
+            if self.length + RUN > BUFFER {
                 self.flush();
             }
-            let stop = match rest.first_chunk::<8>() {
-                Some(_) if words == WORDS => {
-                    let stop = memchr(b'\\', rest);
-                    self.put(&rest[..stop.unwrap_or(rest.len())]);
-                    stop
-                }
-                Some(word) => {
-                    let run = backslash(*word);
-                    self.buffer[self.length..self.length + 8].copy_from_slice(word);
-                    self.length += run;
-                    if run == 8 {
-                        words += 1;
-                        rest = &rest[8..];
-                        continue;
+            let stop = match rest.first_chunk::<RUN>() {
+                Some(run) => {
+                    let any = has_backslash(run);
+                    if !any && runs == RUNS {
+                        let stop = memchr(b'\\', rest);
+                        self.put(&rest[..stop.unwrap_or(rest.len())]);
+                        stop
+                    } else {
+                        self.buffer[self.length..self.length + RUN].copy_from_slice(run);
+                        if !any {
+                            runs += 1;
+                            self.length += RUN;
+                            rest = &rest[RUN..];
+                            continue;
+                        }
+                        let stop = first_backslash(run);
+                        self.length += stop;
+                        Some(stop)
                     }
-                    Some(run)
                 }
                 None => {
                     let stop = rest.iter().position(|&byte| byte == b'\\');
@@ -130,7 +155,7 @@ impl<'b, 's> Out<'b, 's> {
                 }
             };
             let Some(stop) = stop else { return Ok(()) };
-            words = 0;
+            runs = 0;
             let (decoded, length) = escape(rest, stop)?;
             if decoded.is_ascii() {
                 self.put(&[decoded as u8]);
