@@ -23,6 +23,12 @@ use crate::token_mode::TokenModels;
 /// Blocks of all queued placements together: 32 MiB of hashes.
 const MAX_PLACEMENT_BLOCKS: usize = 4 << 20;
 
+/// Requests in flight up to which the control thread is woken for every placement.
+const FEW: usize = 8;
+/// With more, time after which it is woken again. It looks at what was handed over once a millisecond anyway, while
+/// anything is in flight; each further wake costs the shards' cores two changes of thread.
+const GATHER_US: u64 = 2_000;
+
 /// Answers waiting for the control thread: it sums them, so those beyond are left out without harm.
 const MAX_ANSWERS: usize = 4096;
 /// What answers showed of their targets' speed, waiting for the control thread: 400 KiB.
@@ -70,6 +76,8 @@ pub struct Shared {
     /// Blocks in the queue: notes differ in size by four orders of magnitude.
     placement_blocks: AtomicUsize,
     placements_dropped: AtomicU64,
+    /// When the control thread was last woken for one.
+    rung_us: AtomicU64,
     /// What answers showed of the targets' caches, on its way to the control thread.
     answers: ArrayQueue<AnswerNote>,
     /// What they showed of the targets' speed.
@@ -119,6 +127,7 @@ impl Shared {
             placements: ArrayQueue::new(limits.placement_queue.max(1)),
             placement_blocks: AtomicUsize::new(0),
             placements_dropped: AtomicU64::new(0),
+            rung_us: AtomicU64::new(0),
             answers: ArrayQueue::new(MAX_ANSWERS),
             speeds: ArrayQueue::new(MAX_SPEEDS),
             costs: ArcSwap::default(),
@@ -136,15 +145,24 @@ impl Shared {
     }
 
     /// Hands a placement to the control thread. At the bound the new one is dropped and counted: the request is
-    /// served all the same, and only its prefix stays unknown.
-    pub fn place(&self, note: PlacementNote) {
+    /// served all the same, and only its prefix stays unknown. Under load placements gather for up to a millisecond.
+    pub fn place(&self, note: PlacementNote, now_us: u64) {
         let blocks = note.path.len();
         let queued = self.placement_blocks.fetch_add(blocks, Ordering::Relaxed);
         if queued.saturating_add(blocks) > MAX_PLACEMENT_BLOCKS || self.placements.push(note).is_err() {
             self.placement_blocks.fetch_sub(blocks, Ordering::Relaxed);
             self.placements_dropped.fetch_add(1, Ordering::Relaxed);
         }
-        self.bell.ring();
+        if self.must_ring(now_us) {
+            self.rung_us.store(now_us, Ordering::Relaxed);
+            self.bell.ring();
+        }
+    }
+
+    fn must_ring(&self, now_us: u64) -> bool {
+        self.in_flight.used() <= FEW
+            || now_us.saturating_sub(self.rung_us.load(Ordering::Relaxed)) >= GATHER_US
+            || self.placements.len() > self.placements.capacity() / 8
     }
 
     /// The next placement, oldest first.
@@ -286,5 +304,33 @@ impl Shared {
     /// Shards that have not ended.
     pub fn shards_running(&self) -> usize {
         self.shards_running.load(Ordering::SeqCst)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn placements_gather_while_much_is_in_flight() {
+        let options = GatewayOptions::default();
+        let shared = Shared::new(&options, crate::static_fleet(&[])).unwrap();
+        let note = || PlacementNote {
+            target: TargetId::new(1, 1),
+            path: Arc::default(),
+            space: fairlead_wire::msg::HashSpace::Bytes,
+            keep: None,
+        };
+        let start = 1_000_000;
+        shared.place(note(), start);
+        assert!(shared.must_ring(start), "few are in flight");
+        let held = shared.in_flight.take(FEW + 1);
+        assert!(!shared.must_ring(start + GATHER_US - 1));
+        assert!(shared.must_ring(start + GATHER_US));
+        for _ in 0..options.limits.placement_queue / 8 {
+            shared.place(note(), start);
+        }
+        assert!(shared.must_ring(start), "so many wait that room may run out");
+        drop(held);
     }
 }

@@ -370,12 +370,8 @@ impl<R: Runtime> Attempts<'_, R> {
         // A prompt of less than a block holds nothing, but the other gateways hear of it sooner when the control thread
         // is told.
         if !self.prompt.path.is_empty() || keep.is_none() {
-            self.shard.shared.place(PlacementNote {
-                target: target.id,
-                path: self.prompt.path.clone(),
-                space: self.prompt.space(),
-                keep,
-            });
+            let (path, space) = (self.prompt.path.clone(), self.prompt.space());
+            self.shard.shared.place(PlacementNote { target: target.id, path, space, keep }, R::now_us());
         }
     }
 

@@ -58,7 +58,7 @@ pub fn run(options: &Options, sheet: &mut Sheet) -> anyhow::Result<()> {
     sleep_exactly();
     let mut run = Run { engine, seed: 0 };
     for round in 0..rounds {
-        for kind in KINDS {
+        for kind in KINDS.into_iter().filter(|kind| kind.is_chosen()) {
             say(&format!("{}, round {} of {rounds}", kind.name(), round + 1));
             let mut put = |case: &str, metric, value| match kind {
                 Kind::Ours => sheet.ours(case, metric, value),

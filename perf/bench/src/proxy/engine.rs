@@ -15,13 +15,13 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::poll::{Poll, READ, WRITE};
+use super::poll::{Poll, READ, WRITE, listen};
 use super::reply::{LAST, MARK, Reply, STAMP, Seen};
 use crate::kit::clock::{machine_ns, sleep_exactly};
 use crate::kit::pin::pin;
@@ -56,6 +56,7 @@ struct Told {
     every_ns: AtomicU64,
     stop: AtomicBool,
     accepted: AtomicU64,
+    closed: AtomicU64,
     answered: AtomicU64,
     sent: AtomicU64,
 }
@@ -88,8 +89,7 @@ impl NullEngine {
         let mut listeners = Vec::with_capacity(targets);
         let mut addrs = Vec::with_capacity(targets);
         for _ in 0..targets {
-            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-            listener.set_nonblocking(true)?;
+            let listener = listen()?;
             addrs.push(listener.local_addr()?);
             listeners.push(listener);
         }
@@ -118,6 +118,21 @@ impl NullEngine {
         };
         self.told.tokens.store(tokens.into(), Ordering::Relaxed);
         self.told.every_ns.store(every.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    /// Waits until all connections have been closed by whoever made them, or `limit` is over: what is left behind
+    /// takes descriptors of the next measurement.
+    pub fn settle(&self, limit: Duration) {
+        let start = Instant::now();
+        let open = || {
+            self.told
+                .accepted
+                .load(Ordering::Relaxed)
+                .saturating_sub(self.told.closed.load(Ordering::Relaxed))
+        };
+        while open() > 0 && start.elapsed() < limit {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// What it has done.
@@ -318,6 +333,7 @@ impl Loop {
 
     fn close(&mut self, place: usize) {
         if self.conns[place].take().is_some() {
+            self.told.closed.fetch_add(1, Ordering::Relaxed);
             self.free.push(place);
         }
     }

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -103,6 +103,19 @@ pub fn connect(addr: std::net::SocketAddr) -> io::Result<TcpStream> {
     stream.set_nodelay(true)?;
     stream.set_nonblocking(true)?;
     Ok(stream)
+}
+
+/// Listens at a free port of the loopback with a queue that holds whatever comes at once.
+///
+/// # Errors
+/// Descriptors or ports are exhausted.
+pub fn listen() -> io::Result<TcpListener> {
+    const QUEUE: i32 = 4096;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    listener.set_nonblocking(true)?;
+    // SAFETY: plain system call; listening again only changes the queue's length.
+    unsafe { libc::listen(listener.as_raw_fd(), QUEUE) };
+    Ok(listener)
 }
 
 /// Raises this process's limit of descriptors, which its children get, to what it may be; the limit.

@@ -49,6 +49,14 @@ impl Kind {
     }
 }
 
+impl Kind {
+    /// Whether it is to be measured: ours always, others where `FAIRLEAD_PEERS` names them or is not set.
+    pub fn is_chosen(self) -> bool {
+        let names = std::env::var("FAIRLEAD_PEERS");
+        self == Self::Ours || names.map_or(true, |names| names.split(',').any(|name| name == self.name()))
+    }
+}
+
 /// What all processes of a measurement have in common.
 #[derive(Clone, Debug)]
 pub struct Setting {
@@ -128,11 +136,7 @@ pub fn start_all(
     missing: &mut Vec<String>,
 ) -> anyhow::Result<Vec<Subject>> {
     let mut all = Vec::new();
-    let chosen = std::env::var("FAIRLEAD_PEERS").ok();
-    let is_chosen = |kind: Kind| {
-        kind == Kind::Ours || chosen.as_ref().is_none_or(|names| names.split(',').any(|n| n == kind.name()))
-    };
-    for kind in kinds.iter().copied().filter(|kind| is_chosen(*kind)) {
+    for kind in kinds.iter().copied().filter(|kind| kind.is_chosen()) {
         match start(kind, setting, folder) {
             Ok(subject) => all.push(subject),
             Err(error) if kind == Kind::Ours => return Err(error),
@@ -235,7 +239,7 @@ fn python(peer: &str, module: &str, addr: SocketAddr, setting: &Setting) -> anyh
     command.args(["-m", module, "--host", "127.0.0.1", "--port", &addr.port().to_string()]);
     command.args(["--policy", "cache_aware", "--log-level", "error"]);
     command.args(["--prometheus-host", "127.0.0.1", "--prometheus-port", &metrics.port().to_string()]);
-    command.args(["--max-concurrent-requests", "-1", "--worker-urls"]);
+    command.args(["--max-concurrent-requests", "8192", "--worker-urls"]);
     command.args(setting.engines.iter().map(|engine| format!("http://{engine}")));
     Ok(command)
 }
@@ -256,7 +260,8 @@ fn ours(addr: SocketAddr, setting: &Setting) -> String {
 fn nginx(addr: SocketAddr, setting: &Setting, home: &Path) -> String {
     let home = home.display();
     let buffering = if setting.streams { "off" } else { "on" };
-    let connections = 2 * setting.connections + 512;
+    // With less than a sixteenth of them free, it closes clients that have not sent anything yet.
+    let connections = 3 * setting.connections + 512;
     let kept = setting.connections.max(64);
     let mut upstream = String::new();
     for engine in &setting.engines {

@@ -51,6 +51,20 @@ fn has_backslash(run: &[u8; RUN]) -> bool {
     run.iter().fold(false, |any, &byte| any | (byte == b'\\'))
 }
 
+/// Where the first one is; the run's length if there is none.
+#[inline]
+fn first_backslash(run: &[u8; RUN]) -> usize {
+    let mut at = 0;
+    for word in run.as_chunks::<8>().0 {
+        let found = backslash(*word);
+        at += found;
+        if found < 8 {
+            break;
+        }
+    }
+    at
+}
+
 /// Gathers small pieces so that the sink sees few large ones. The bytes do not depend on the gathering.
 pub(super) struct Out<'b, 's> {
     body: &'b [u8],
@@ -106,40 +120,33 @@ impl<'b, 's> Out<'b, 's> {
         self.unescape(bytes).map_err(|what| Fault { at: text.span.start, what })
     }
 
-    /// Text with escapes, often one every few dozen bytes: runs and words are copied whole and the end moved back to
-    /// where the backslash was, which costs less than a search and a copy of each stretch.
+    /// Text with escapes, often one every few dozen bytes: runs are copied whole and the end moved back to where the
+    /// backslash was, which costs less than a search and a copy of each stretch.
     fn unescape(&mut self, mut rest: &[u8]) -> Result<(), What> {
         let mut runs = 0;
         loop {
             if self.length + RUN > BUFFER {
                 self.flush();
             }
-            if let Some(run) = rest.first_chunk::<RUN>()
-                && !has_backslash(run)
-            {
-                if runs == RUNS {
-                    runs = 0;
-                    let stop = memchr(b'\\', rest).unwrap_or(rest.len());
-                    self.put(&rest[..stop]);
-                    rest = &rest[stop..];
-                    continue;
-                }
-                runs += 1;
-                self.buffer[self.length..self.length + RUN].copy_from_slice(run);
-                self.length += RUN;
-                rest = &rest[RUN..];
-                continue;
-            }
-            let stop = match rest.first_chunk::<8>() {
-                Some(word) => {
-                    let run = backslash(*word);
-                    self.buffer[self.length..self.length + 8].copy_from_slice(word);
-                    self.length += run;
-                    if run == 8 {
-                        rest = &rest[8..];
-                        continue;
+            let stop = match rest.first_chunk::<RUN>() {
+                Some(run) => {
+                    let any = has_backslash(run);
+                    if !any && runs == RUNS {
+                        let stop = memchr(b'\\', rest);
+                        self.put(&rest[..stop.unwrap_or(rest.len())]);
+                        stop
+                    } else {
+                        self.buffer[self.length..self.length + RUN].copy_from_slice(run);
+                        if !any {
+                            runs += 1;
+                            self.length += RUN;
+                            rest = &rest[RUN..];
+                            continue;
+                        }
+                        let stop = first_backslash(run);
+                        self.length += stop;
+                        Some(stop)
                     }
-                    Some(run)
                 }
                 None => {
                     let stop = rest.iter().position(|&byte| byte == b'\\');

@@ -160,7 +160,8 @@ fn reserve(shared: &Arc<Shared>, seconds: u64) -> String {
         let in_flight = shared.in_flight.take(1);
         let held = Reservation::new(target.clone(), 1, machine_us(), 1);
         let path = Arc::default();
-        shared.place(PlacementNote { target: target.id, path, space: HashSpace::Bytes, keep: None });
+        let note = PlacementNote { target: target.id, path, space: HashSpace::Bytes, keep: None };
+        shared.place(note, fairlead_dataplane::runtime::now_us());
         made += 1;
         // Both times vary, so that no timer's phase is met again and again.
         std::thread::sleep(Duration::from_micros(3_000 + rng.next_u64() % 3_000));
