@@ -209,11 +209,6 @@ impl Shared {
         !self.placements.is_empty()
     }
 
-    /// Whether so many wait that they must not be left to gather.
-    pub fn placements_crowd(&self) -> bool {
-        self.placements.len() > self.placements.capacity() / 8
-    }
-
     /// Placements dropped at the bound.
     pub fn placements_dropped(&self) -> u64 {
         self.placements_dropped.load(Ordering::Relaxed)

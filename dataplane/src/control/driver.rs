@@ -29,9 +29,6 @@ use crate::shared::Shared;
 const FRAME_BATCH: usize = 64;
 /// Time after which no further frame is taken in one go: pieces of a snapshot are large.
 const FRAMES_US: u64 = 500;
-/// Under load, time between two looks at what the shards have handed over. Each look costs the shards' cores a wake and
-/// two changes of thread; nobody misses a placement for so long, and to the first after a pause the bell wakes at once.
-const GATHER_US: u64 = 250;
 /// A link that lived this long starts the pauses between attempts over.
 const STABLE: Duration = Duration::from_secs(3);
 /// Interval at which the replica's status is shown to scrapes.
@@ -74,8 +71,6 @@ pub(super) struct Driver {
     uplink: Uplink,
     linked_at: Instant,
     next_status_us: u64,
-    /// Until when further placements are left to gather.
-    gather_until_us: u64,
     /// The last complaint about the scheduler, not to be repeated at every attempt.
     complaint: String,
     admin: Option<tokio::task::JoinHandle<()>>,
@@ -126,7 +121,6 @@ impl Driver {
             uplink,
             linked_at: Instant::now(),
             next_status_us: now,
-            gather_until_us: 0,
             complaint: String::new(),
             options,
             admin,
@@ -142,9 +136,6 @@ impl Driver {
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
         loop {
             let now = now_us();
-            if self.shared.has_placements() {
-                self.gather_until_us = now + GATHER_US;
-            }
             if !self.desk.step(now) {
                 self.lost("no heartbeat for three intervals");
             }
@@ -190,20 +181,11 @@ impl Driver {
 
     async fn sleep(&mut self, stop: &mut watch::Receiver<bool>) -> Woken {
         let now = now_us();
-        let mut due = self.desk.due(now);
-        let gathering = now < self.gather_until_us && !self.shared.placements_crowd();
-        let waiting = if gathering {
-            due = due.min(self.gather_until_us);
-            due <= now
-        } else {
-            self.shared.bell().arm();
-            let waiting = self.shared.has_placements() || due <= now;
-            if waiting {
-                self.shared.bell().disarm();
-            }
-            waiting
-        };
+        let due = self.desk.due(now);
+        self.shared.bell().arm();
+        let waiting = self.shared.has_placements() || due <= now;
         if waiting {
+            self.shared.bell().disarm();
             // Under load more placements are there whenever one looks. The link's own tasks and the admin port get
             // their turn here, and what they have brought is looked at below before the placements are.
             tokio::task::yield_now().await;
@@ -225,13 +207,11 @@ impl Driver {
             _ = stop.changed() => Woken::Stop,
             woken = uplink => woken,
             () = std::future::ready(()), if waiting => Woken::Rung,
-            () = self.bell.rung(), if !gathering => Woken::Rung,
+            () = self.bell.rung() => Woken::Rung,
             () = self.room.notified() => Woken::Due,
             () = self.timer.run_out(due, now) => Woken::Due,
         };
-        if !gathering {
-            self.shared.bell().disarm();
-        }
+        self.shared.bell().disarm();
         woken
     }
 
