@@ -13,11 +13,13 @@ fuzz_target!(|data: &[u8]| {
     let cut = bytes.len() * usize::from(cut) / 255;
     // A few fewer than may be parsed, because what is sent on gains some.
     let limits = HeadLimits { max_fields: 100, ..HeadLimits::default() };
-    request(bytes, cut, &limits);
+    for plain in [false, true] {
+        request(bytes, cut, &limits, plain);
+    }
     response(bytes, cut, &limits);
 });
 
-fn request(bytes: &[u8], cut: usize, limits: &HeadLimits) {
+fn request(bytes: &[u8], cut: usize, limits: &HeadLimits, plain: bool) {
     let mut whole = RequestHead::new();
     let outcome = whole.parse(bytes, limits);
     let mut split = RequestHead::new();
@@ -34,6 +36,7 @@ fn request(bytes: &[u8], cut: usize, limits: &HeadLimits) {
         request_id: RequestIdRule::KeepOr("generated"),
         body: OutgoingBody::like(whole.framing()),
         add: &[],
+        plain,
     };
     let mut sent = Vec::new();
     whole.write_upstream(bytes, &plan, &mut sent);
@@ -47,6 +50,7 @@ fn request(bytes: &[u8], cut: usize, limits: &HeadLimits) {
     assert!(again.request_id(&sent).is_some());
     for (name, _) in again.headers(&sent) {
         let name = name.to_ascii_lowercase().replace('_', "-");
+        assert!(!plain || name != "accept-encoding", "{name}");
         let unwanted =
             ["connection", "te", "trailer", "keep-alive", "upgrade", "expect", "x-encoder-hosts-ports"];
         assert!(!unwanted.contains(&name.as_str()), "{name}");
