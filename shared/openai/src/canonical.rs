@@ -99,8 +99,7 @@ fn one_text(out: &mut Out<'_, '_>, cursor: &mut Cursor<'_>, depth: u32) -> Parse
     match cursor.kind()? {
         Kind::String => {
             out.tag(emit::INPUT);
-            let text = cursor.string()?;
-            out.text(text)
+            out.string(cursor)
         }
         Kind::Array => {
             out.tag(emit::TOKENS);

@@ -4,28 +4,17 @@
 //! must not be half a surrogate pair, and the bytes must be UTF-8 (checked once for the whole body before the cursor
 //! starts, see `scan`). Numbers are checked for their grammar only, so their size does not matter.
 //!
-//! Strings are nearly all of a body. The first bytes of a string are read as words, which is cheapest for keys, the next
-//! ones in runs that are compared as vectors, which is cheapest for text with an escape every line; from there `memchr`
-//! finds the next quote or backslash. Raw control characters are illegal in
-//! strings; `memchr` cannot look for them as well, so the cursor is told whether the body holds any at all and checks
-//! the stretches that `memchr` jumped over only if it does.
+//! Strings are nearly all of a body; `find` goes over their text.
 
+mod find;
 mod text;
 
-use memchr::{memchr, memchr2};
-
+pub(crate) use find::decode as decode_plain;
 use text::short;
 pub(crate) use text::{decode, escape};
 
 /// Containers that may be open at once.
 pub const MAX_DEPTH: u32 = 128;
-
-/// Words of eight bytes read before runs are.
-const WORDS: usize = 2;
-/// Bytes of a run.
-const RUN: usize = 32;
-/// Runs read before `memchr` takes over.
-const RUNS: usize = 8;
 
 /// Keys longer than this in decoded bytes are none that anybody looks for.
 const MAX_KNOWN_KEY: usize = 64;
@@ -124,57 +113,22 @@ pub(crate) struct Key<'k> {
     pub text: Text,
 }
 
-/// Whether any raw control character lies in `bytes`. Written so that the compiler turns it into vector minima.
-#[inline]
-pub(crate) fn has_control(bytes: &[u8]) -> bool {
-    bytes.iter().fold(u8::MAX, |least, &byte| least.min(byte)) < 0x20
-}
-
-const LOW: u64 = 0x0101_0101_0101_0101;
-const HIGH: u64 = 0x8080_8080_8080_8080;
-
-/// The position of the first backslash in eight bytes; 8 if there is none.
-#[inline]
-pub(crate) fn backslash(word: [u8; 8]) -> usize {
-    let slash = u64::from_le_bytes(word) ^ (LOW * b'\\' as u64);
-    ((slash.wrapping_sub(LOW) & !slash & HIGH).trailing_zeros() / 8) as usize
-}
-
-/// Marks, with its high bit, each byte that is a quote, a backslash or a control character. Bits above the lowest
-/// one set may be wrong (a borrow runs upwards); the lowest is exact, and only that is used.
-#[inline]
-fn stops(word: u64) -> u64 {
-    let quote = word ^ (LOW * b'"' as u64);
-    let slash = word ^ (LOW * b'\\' as u64);
-    ((quote.wrapping_sub(LOW) & !quote)
-        | (slash.wrapping_sub(LOW) & !slash)
-        | (word.wrapping_sub(LOW * 0x20) & !word))
-        & HIGH
-}
-
-/// Whether any of the bytes is one that [`stops`] marks. Written so that the compiler turns it into vector comparisons.
-#[inline]
-fn has_stop(run: &[u8; RUN]) -> bool {
-    run.iter().fold(false, |any, &byte| any | (byte == b'"') | (byte == b'\\') | (byte < 0x20))
-}
-
 /// Reads JSON from `at` onwards.
 pub(crate) struct Cursor<'b> {
     pub body: &'b [u8],
     pub at: usize,
-    controls: bool,
     checked: bool,
 }
 
 impl<'b> Cursor<'b> {
     /// A cursor that checks everything but UTF-8.
     pub fn new(body: &'b [u8]) -> Self {
-        Self { body, at: 0, controls: has_control(body), checked: false }
+        Self { body, at: 0, checked: false }
     }
 
     /// A cursor over a body that was checked before: it only looks for the ends of strings, not at what they hold.
     pub fn checked(body: &'b [u8], at: usize) -> Self {
-        Self { body, at, controls: false, checked: true }
+        Self { body, at, checked: true }
     }
 
     #[inline]
@@ -224,100 +178,31 @@ impl<'b> Cursor<'b> {
     #[inline]
     pub fn string(&mut self) -> Parsed<Text> {
         let start = self.at + 1;
-        let mut at = start;
-        let mut escaped = false;
-        if self.checked {
-            return self.checked_string(start);
+        let (end, escaped) = find::text_end(self.body, start);
+        if self.body.get(end) == Some(&b'"') {
+            self.at = end + 1;
+            return Ok(Text { span: Span { start, end }, escaped });
         }
+        self.odd_string(start, end)
+    }
+
+    /// [`string`](Self::string) where something else than a quote ended the text at `at`.
+    fn odd_string(&mut self, start: usize, mut at: usize) -> Parsed<Text> {
         loop {
-            at = self.stop_from(at)?;
             match self.body.get(at) {
                 Some(b'"') => {
                     self.at = at + 1;
-                    return Ok(Text { span: Span { start, end: at }, escaped });
+                    return Ok(Text { span: Span { start, end: at }, escaped: true });
                 }
-                Some(b'\\') => {
-                    escaped = true;
-                    match self.body.get(at + 1) {
-                        Some(b'n' | b'"' | b'\\' | b'/' | b't' | b'r' | b'b' | b'f') => at += 2,
-                        _ => match escape(self.body, at) {
-                            Ok((_, length)) => at += length,
-                            Err(what) => return Err(Fault { at, what }),
-                        },
-                    }
-                }
-                _ => return Err(Fault { at, what: What::Control }),
+                Some(b'\\') => match escape(self.body, at) {
+                    Ok((_, length)) => at += length,
+                    Err(what) => return Err(Fault { at, what }),
+                },
+                Some(_) => return Err(Fault { at, what: What::Control }),
+                None => return Err(Fault { at: self.body.len(), what: What::End }),
             }
+            at = find::text_end(self.body, at).0;
         }
-    }
-
-    /// Finds the end of a string that is known to be well-formed: the first quote after an even number of backslashes.
-    /// Escapes are jumped over rather than looked at one by one.
-    #[inline]
-    fn checked_string(&mut self, start: usize) -> Parsed<Text> {
-        let mut at = self.stop_from(start)?;
-        let mut escaped = true;
-        if self.body.get(at) == Some(&b'"') {
-            escaped = false;
-        } else {
-            loop {
-                let rest = self.body.get(at..).unwrap_or_default();
-                let quote = memchr(b'"', rest).ok_or(Fault { at: self.body.len(), what: What::End })?;
-                at += quote;
-                let before = &self.body[start..at];
-                let slashes = before.iter().rev().take_while(|&&byte| byte == b'\\').count();
-                if slashes % 2 == 0 {
-                    break;
-                }
-                at += 1;
-            }
-        }
-        self.at = at + 1;
-        Ok(Text { span: Span { start, end: at }, escaped })
-    }
-
-    /// The offset of the next quote, backslash or (raw) control character.
-    #[inline]
-    fn stop_from(&self, mut at: usize) -> Parsed<usize> {
-        let mut rest = self.body.get(at..).unwrap_or_default();
-        for _ in 0..WORDS {
-            let Some(word) = rest.first_chunk::<8>() else { break };
-            let found = stops(u64::from_le_bytes(*word));
-            if found != 0 {
-                return Ok(at + (found.trailing_zeros() / 8) as usize);
-            }
-            at += 8;
-            rest = &rest[8..];
-        }
-        let mut runs = 0;
-        while runs < RUNS
-            && let Some(run) = rest.first_chunk::<RUN>()
-            && !has_stop(run)
-        {
-            at += RUN;
-            rest = &rest[RUN..];
-            runs += 1;
-        }
-        if runs < RUNS {
-            // It is in the next run, or there is less than one left.
-            while let Some(word) = rest.first_chunk::<8>() {
-                let found = stops(u64::from_le_bytes(*word));
-                if found != 0 {
-                    return Ok(at + (found.trailing_zeros() / 8) as usize);
-                }
-                at += 8;
-                rest = &rest[8..];
-            }
-        }
-        let end = memchr2(b'"', b'\\', rest);
-        let run = &rest[..end.unwrap_or(rest.len())];
-        if self.controls
-            && has_control(run)
-            && let Some(control) = run.iter().position(|&byte| byte < 0x20)
-        {
-            return Ok(at + control);
-        }
-        end.map(|end| at + end).ok_or(Fault { at: self.body.len(), what: What::End })
     }
 
     /// Reads a number; the cursor stands on its first byte.

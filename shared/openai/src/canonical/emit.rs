@@ -2,7 +2,7 @@
 
 use memchr::memchr;
 
-use crate::json::{Cursor, Fault, Kind, Parsed, Text, What, backslash, escape};
+use crate::json::{Cursor, Fault, Kind, Parsed, Text, What, decode_plain, escape};
 
 /// A message; its role follows.
 pub(super) const MESSAGE: u8 = b'm';
@@ -38,32 +38,9 @@ const MARK: u8 = 0xFF;
 
 /// Pieces of at least this size go to the sink without a copy.
 const DIRECT: usize = 256;
-const BUFFER: usize = 1024;
-
-/// Bytes looked at together.
-const RUN: usize = 32;
-/// Runs without a backslash after which the next one is searched for.
-const RUNS: u32 = 8;
-
-/// Written so that the compiler turns it into vector comparisons.
-#[inline]
-fn has_backslash(run: &[u8; RUN]) -> bool {
-    run.iter().fold(false, |any, &byte| any | (byte == b'\\'))
-}
-
-/// Where the first one is; the run's length if there is none.
-#[inline]
-fn first_backslash(run: &[u8; RUN]) -> usize {
-    let mut at = 0;
-    for word in run.as_chunks::<8>().0 {
-        let found = backslash(*word);
-        at += found;
-        if found < 8 {
-            break;
-        }
-    }
-    at
-}
+const BUFFER: usize = 2048;
+/// Room below which text is not decoded into the buffer any more: a vector has to fit.
+const ROOM: usize = 64;
 
 /// Gathers small pieces so that the sink sees few large ones. The bytes do not depend on the gathering.
 pub(super) struct Out<'b, 's> {
@@ -117,52 +94,48 @@ impl<'b, 's> Out<'b, 's> {
             self.put(bytes);
             return Ok(());
         }
-        self.unescape(bytes).map_err(|what| Fault { at: text.span.start, what })
+        self.unescape(bytes).map(drop).map_err(|what| Fault { at: text.span.start, what })
     }
 
-    /// Text with escapes, often one every few dozen bytes: runs are copied whole and the end moved back to where the
-    /// backslash was, which costs less than a search and a copy of each stretch.
-    fn unescape(&mut self, mut rest: &[u8]) -> Result<(), What> {
-        let mut runs = 0;
+    /// The decoded text of a string of a body that was checked; the cursor stands on its opening quote. Its end is found on
+    /// the way, so that the text is gone over once.
+    pub fn string(&mut self, cursor: &mut Cursor<'_>) -> Parsed<()> {
+        let start = cursor.at + 1;
+        let rest = cursor.body.get(start..).unwrap_or_default();
+        match self.unescape(rest) {
+            Ok(length) if start + length < cursor.body.len() => {
+                cursor.at = start + length + 1;
+                Ok(())
+            }
+            Ok(_) => Err(Fault { at: cursor.body.len(), what: What::End }),
+            Err(what) => Err(Fault { at: start, what }),
+        }
+    }
+
+    /// Decodes text up to a quote or the end; its length as written.
+    fn unescape(&mut self, text: &[u8]) -> Result<usize, What> {
+        let mut at = 0;
         loop {
-            if self.length + RUN > BUFFER {
+            if self.length + ROOM > BUFFER {
                 self.flush();
             }
-            let stop = match rest.first_chunk::<RUN>() {
-                Some(run) => {
-                    let any = has_backslash(run);
-                    if !any && runs == RUNS {
-                        let stop = memchr(b'\\', rest);
-                        self.put(&rest[..stop.unwrap_or(rest.len())]);
-                        stop
-                    } else {
-                        self.buffer[self.length..self.length + RUN].copy_from_slice(run);
-                        if !any {
-                            runs += 1;
-                            self.length += RUN;
-                            rest = &rest[RUN..];
-                            continue;
-                        }
-                        let stop = first_backslash(run);
-                        self.length += stop;
-                        Some(stop)
-                    }
+            let room = self.buffer.get_mut(self.length..).unwrap_or_default();
+            let (read, written) = decode_plain(text, at, room);
+            at += read;
+            self.length += written;
+            match text.get(at) {
+                None | Some(b'"') => return Ok(at),
+                Some(b'\\') => {
+                    let (decoded, length) = escape(text, at)?;
+                    self.put(decoded.encode_utf8(&mut [0; 4]).as_bytes());
+                    at += length;
                 }
-                None => {
-                    let stop = rest.iter().position(|&byte| byte == b'\\');
-                    self.put(&rest[..stop.unwrap_or(rest.len())]);
-                    stop
+                // The end is near, or there was no more room.
+                Some(&byte) => {
+                    self.put(&[byte]);
+                    at += 1;
                 }
-            };
-            let Some(stop) = stop else { return Ok(()) };
-            runs = 0;
-            let (decoded, length) = escape(rest, stop)?;
-            if decoded.is_ascii() {
-                self.put(&[decoded as u8]);
-            } else {
-                self.put(decoded.encode_utf8(&mut [0; 4]).as_bytes());
             }
-            rest = &rest[stop + length..];
         }
     }
 
@@ -198,8 +171,8 @@ pub(super) const CACHE_CONTROL: &[u8] = b"cache_control";
 pub(super) fn value(out: &mut Out<'_, '_>, cursor: &mut Cursor<'_>, depth: u32) -> Parsed<()> {
     match cursor.kind()? {
         Kind::String => {
-            let text = cursor.string()?;
-            out.tagged_text(STRING, text)
+            out.tag(STRING);
+            out.string(cursor)
         }
         Kind::Object => {
             out.tag(b'{');

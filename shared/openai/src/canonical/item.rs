@@ -183,13 +183,13 @@ pub(super) fn content(
 ) -> Parsed<()> {
     match cursor.kind()? {
         Kind::String => {
-            let text = cursor.string()?;
-            out.tagged_text(CONTENT, text)
+            out.tag(CONTENT);
+            out.string(cursor)
         }
         Kind::Array => cursor.array(depth, "", |cursor, depth| match cursor.kind()? {
             Kind::String => {
-                let text = cursor.string()?;
-                out.tagged_text(CONTENT, text)
+                out.tag(CONTENT);
+                out.string(cursor)
             }
             Kind::Object => content_part(out, cursor, depth, system),
             _ => value(out, cursor, depth),
