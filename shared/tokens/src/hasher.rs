@@ -2,8 +2,11 @@
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
 
-/// Largest block in bytes. The straddle buffer of a [`BlockHasher`] has this size and lies on the stack.
+/// Largest block in bytes.
 pub const MAX_BLOCK_BYTES: u32 = 4096;
+
+/// Blocks up to this size straddle two pieces on the stack; the default's do.
+const SMALL_BLOCK: usize = 256;
 
 /// Blocks hashed at most unless [`BlockHasher::max_blocks`] says otherwise: 16 MiB of prompt in 256-byte blocks.
 /// Two prompts that differ only beyond that share all the prefix that routing can make use of.
@@ -57,7 +60,7 @@ pub fn root(seed: u64, model: &str, lora: &str, salt: &str, block_bytes: u32) ->
 /// Hashes a prompt that arrives in pieces. The result does not depend on how the prompt was cut into pieces.
 ///
 /// Whole blocks inside a piece are hashed where they lie; only a block that straddles two pieces is copied. Nothing
-/// is allocated except by `out` growing. A trailing partial block is counted and not hashed.
+/// is allocated except by `out` growing, and room for a straddling block of more than 256 bytes. A trailing partial block is counted and not hashed.
 pub struct BlockHasher<'a> {
     out: &'a mut Vec<u64>,
     last: u64,
@@ -66,7 +69,8 @@ pub struct BlockHasher<'a> {
     blocks: u32,
     bytes: u64,
     held: usize,
-    buffer: [u8; MAX_BLOCK_BYTES as usize],
+    small: [u8; SMALL_BLOCK],
+    large: Vec<u8>,
 }
 
 impl<'a> BlockHasher<'a> {
@@ -86,23 +90,32 @@ impl<'a> BlockHasher<'a> {
 
     /// Starts from a root computed before with the same block size, for callers that keep it per model.
     pub fn from_root(root: u64, block_bytes: u32, out: &'a mut Vec<u64>) -> Self {
+        let block = block_bytes.clamp(1, MAX_BLOCK_BYTES) as usize;
         Self {
             out,
             last: root,
-            block: block_bytes.clamp(1, MAX_BLOCK_BYTES) as usize,
+            block,
             left: DEFAULT_MAX_BLOCKS,
             blocks: 0,
             bytes: 0,
             held: 0,
-            buffer: [0; MAX_BLOCK_BYTES as usize],
+            small: [0; SMALL_BLOCK],
+            large: if block > SMALL_BLOCK { vec![0; block] } else { Vec::new() },
         }
     }
 
     /// Hashes at most `blocks` blocks in all; what follows is counted in [`PromptSize::bytes`] and otherwise ignored.
     #[must_use]
+    #[inline]
     pub fn max_blocks(mut self, blocks: u32) -> Self {
         self.left = blocks.saturating_sub(self.blocks);
         self
+    }
+
+    /// Room for a block that lies in two pieces.
+    #[inline]
+    fn straddle(&mut self) -> &mut [u8] {
+        if self.large.is_empty() { &mut self.small } else { &mut self.large }
     }
 
     #[inline]
@@ -121,14 +134,16 @@ impl<'a> BlockHasher<'a> {
         }
         if self.held > 0 {
             let taken = piece.len().min(self.block - self.held);
-            self.buffer[self.held..self.held + taken].copy_from_slice(&piece[..taken]);
+            let held = self.held;
+            self.straddle()[held..held + taken].copy_from_slice(&piece[..taken]);
             self.held += taken;
             piece = &piece[taken..];
             if self.held < self.block {
                 return;
             }
             self.held = 0;
-            let hash = xxh3_64_with_seed(&self.buffer[..self.block], self.last);
+            let (block, last) = (self.block, self.last);
+            let hash = xxh3_64_with_seed(&self.straddle()[..block], last);
             self.push(hash);
         }
         let mut blocks = piece.chunks_exact(self.block);
@@ -138,7 +153,7 @@ impl<'a> BlockHasher<'a> {
         }
         if self.left > 0 {
             let rest = blocks.remainder();
-            self.buffer[..rest.len()].copy_from_slice(rest);
+            self.straddle()[..rest.len()].copy_from_slice(rest);
             self.held = rest.len();
         }
     }
