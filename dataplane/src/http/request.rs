@@ -270,7 +270,8 @@ impl RequestHead {
 
     /// Value of the first field of this name (in any case), whether or not it is passed on.
     pub fn header<'b>(&self, buf: &'b [u8], name: &str) -> Option<&'b [u8]> {
-        self.headers(buf).find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+        let named = |field: &&Field| field.name.get(buf).eq_ignore_ascii_case(name.as_bytes());
+        self.fields.iter().find(named).map(|field| field.value.get(buf))
     }
 
     /// The fields that ask something of the router, or name the request's session or user; values trimmed. Most requests

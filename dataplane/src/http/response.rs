@@ -212,7 +212,8 @@ impl ResponseHead {
 
     /// Value of the first field of this name (in any case).
     pub fn header<'b>(&self, buf: &'b [u8], name: &str) -> Option<&'b [u8]> {
-        self.headers(buf).find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+        let named = |field: &&Field| field.name.get(buf).eq_ignore_ascii_case(name.as_bytes());
+        self.fields.iter().find(named).map(|field| field.value.get(buf))
     }
 
     /// All fields as the engine sent them, in order; values trimmed.

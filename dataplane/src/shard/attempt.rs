@@ -15,7 +15,7 @@ use super::relay::{ClientSide, Ended, Observer, Stream, begins_with_failure};
 use super::speed::{self, Went};
 use super::split::Split;
 use super::upstream::{
-    Cause, Exchanged, READ_SMALL, ReadResult, Reads, SWITCHED, Upstream, Waited, acquire, exchange,
+    Cause, Exchanged, READ_SMALL, ReadResult, Reads, SWITCHED, Upstream, Waited, acquire, exchange, kept,
     unless_gone,
 };
 use crate::http::{
@@ -134,7 +134,12 @@ impl<R: Runtime> Attempts<'_, R> {
         target: &TargetEntry,
         fresh: bool,
     ) -> Result<Upstream<R>, Attempt> {
-        match unless_gone(acquire(self.shard, target, fresh), self.client.watch).await {
+        if !fresh && let Some(upstream) = kept(self.shard, target) {
+            target.cells.connected();
+            return Ok(upstream);
+        }
+        // Boxed, so that a request over a kept connection holds no space for making one.
+        match Box::pin(unless_gone(acquire(self.shard, target, true), self.client.watch)).await {
             Waited::Got(Ok(upstream)) => {
                 target.cells.connected();
                 Ok(upstream)
@@ -173,9 +178,11 @@ impl<R: Runtime> Attempts<'_, R> {
         let mut answer = self.shard.answers.borrow_mut().pop().unwrap_or_default();
         let hold = self.shard.options.timeouts.head_hold;
         let sent_us = split.map_or_else(R::now_us, Split::began_us);
-        let exchanged =
-            exchange::<R, _, _, _, _>(socket, &mut reads, write, &mut answer, self.client.watch, hold);
-        let exchanged = speed::presuming::<R, _>(&self.prompt, plan, prefill, exchanged).await;
+        let exchanged = {
+            let watch = &mut *self.client.watch;
+            let head = pin!(exchange::<R, _, _, _, _>(socket, &mut reads, write, &mut answer, watch, hold));
+            speed::presuming::<R, _>(&self.prompt, plan, prefill, head).await
+        };
         let (head, rest, sent) = match exchanged {
             Exchanged::Answer { head, rest, sent } => (head, rest, sent),
             Exchanged::Switched { .. } => {

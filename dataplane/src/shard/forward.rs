@@ -15,6 +15,7 @@ use super::deadlines::Guard;
 use super::decide::{Effort, PlacementNote, Prompt, Reading, pick, read_prompt, splits};
 use super::failure::{failed, no_plan};
 use super::speed;
+use super::tokenise::Draft;
 use super::upstream::{Cause, Waited, unless_gone};
 use super::watch::Watch;
 use super::wishes::{self, Wishes};
@@ -161,25 +162,39 @@ async fn read<R: Runtime>(
     watch: &mut Watch<R>,
     request: &Incoming<'_>,
 ) -> Waited<Result<Prompt, Refusal>> {
+    let large = request.body.len() > IN_LINE;
+    let mut draft = None;
+    if !large {
+        match read_prompt(&request.body, request.api, &shard.shared, &shard.options, Effort::Shard) {
+            Ok(Reading::Ready(prompt)) => return Waited::Got(Ok(prompt)),
+            Err(refusal) => return Waited::Got(Err(refusal)),
+            Ok(Reading::Parts(parts)) => draft = Some(parts),
+            Ok(Reading::Whole) => {}
+        }
+    }
+    // Boxed, so that a request that is read in line holds no space for one that is not.
+    Box::pin(read_elsewhere(shard, watch, request, large, draft)).await
+}
+
+/// Has the helper thread read the body, or tokenise what of it is in `draft`.
+async fn read_elsewhere<R: Runtime>(
+    shard: &Rc<Shard<R>>,
+    watch: &mut Watch<R>,
+    request: &Incoming<'_>,
+    large: bool,
+    draft: Option<Box<Draft>>,
+) -> Waited<Result<Prompt, Refusal>> {
     let (api, tokenising) = (request.api, &shard.options.tokenising);
     let bytes_only =
         |why| ready(read_prompt(&request.body, api, &shard.shared, &shard.options, Effort::BytesOnly(why)));
-    let large = request.body.len() > IN_LINE;
-    if !large {
-        match read_prompt(&request.body, api, &shard.shared, &shard.options, Effort::Shard) {
-            Ok(Reading::Ready(prompt)) => return Waited::Got(Ok(prompt)),
-            Err(refusal) => return Waited::Got(Err(refusal)),
-            Ok(Reading::Parts(draft)) => {
-                let reading = tokenise::on_helper(shard, *draft);
-                return match unless_gone(R::within(tokenising.deadline, reading), watch).await {
-                    Waited::Got(Some(Some(prompt))) => Waited::Got(Ok(prompt)),
-                    Waited::Got(Some(None)) => Waited::Got(bytes_only("helper_busy")),
-                    Waited::Got(None) => Waited::Got(bytes_only("late")),
-                    Waited::Gone => Waited::Gone,
-                };
-            }
-            Ok(Reading::Whole) => {}
-        }
+    if let Some(draft) = draft {
+        let reading = tokenise::on_helper(shard, *draft);
+        return match unless_gone(R::within(tokenising.deadline, reading), watch).await {
+            Waited::Got(Some(Some(prompt))) => Waited::Got(Ok(prompt)),
+            Waited::Got(Some(None)) => Waited::Got(bytes_only("helper_busy")),
+            Waited::Got(None) => Waited::Got(bytes_only("late")),
+            Waited::Gone => Waited::Gone,
+        };
     }
     let (body, shared, options) = (request.body.clone(), shard.shared.clone(), shard.options.clone());
     let work = move || ready(read_prompt(&body, api, &shared, &options, Effort::Helper));
@@ -279,7 +294,7 @@ impl<R: Runtime> Attempts<'_, R> {
                     self.withdraw(&placed);
                     plan = *next;
                     self.shard.metrics.retried(cause);
-                    if let Some(outcome) = self.pause().await {
+                    if let Some(outcome) = Box::pin(self.pause()).await {
                         return outcome;
                     }
                     continue;
@@ -304,7 +319,7 @@ impl<R: Runtime> Attempts<'_, R> {
                 Err(why) => return Outcome::Refuse(no_plan(why, &self.prompt, Some(cause))),
             };
             self.shard.metrics.retried(cause);
-            if let Some(outcome) = self.pause().await {
+            if let Some(outcome) = Box::pin(self.pause()).await {
                 return outcome;
             }
         }

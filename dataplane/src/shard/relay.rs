@@ -209,7 +209,7 @@ impl Stream<'_> {
             }
             let raw = match self.take(&mut burst, &mut out) {
                 Ok(raw) => raw,
-                Err(()) => return self.broken(client, out).await,
+                Err(()) => return Box::pin(self.broken(client, out)).await,
             };
             if self.first_us != 0
                 && self.observer.has_begun()
@@ -278,9 +278,9 @@ impl Stream<'_> {
                 Waited::Got((Ok(count), buf)) if count > 0 => burst = buf,
                 Waited::Got((result, _)) => {
                     if result.is_ok() && self.reader.end_of_input().is_ok() {
-                        return self.closed(client, upstream, out).await;
+                        return Box::pin(self.closed(client, upstream, out)).await;
                     }
-                    return self.broken(client, out).await;
+                    return Box::pin(self.broken(client, out)).await;
                 }
             }
         }

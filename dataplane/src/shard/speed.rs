@@ -10,7 +10,7 @@
 //! Of a hand-off, the prefill leg's answer shows prefill, and the decode leg's stream decoding.
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -89,20 +89,21 @@ pub async fn presuming<R: Runtime, F: Future>(
     prompt: &Prompt,
     plan: &mut Plan,
     prefill: Duration,
-    head: F,
+    mut head: Pin<&mut F>,
 ) -> F::Output {
     if sight(prompt) != Sight::Never {
         return head.await;
     }
-    let mut head = pin!(head);
-    let mut prefill = pin!(R::sleep(prefill));
+    // A timer is large, so it lies elsewhere.
+    let mut timer = None;
     let mut presumed = false;
     let reservation = &mut plan.reservation;
     let got = poll_fn(|cx| {
         if let Poll::Ready(got) = head.as_mut().poll(cx) {
             return Poll::Ready(got);
         }
-        if !presumed && prefill.as_mut().poll(cx).is_ready() {
+        if !presumed && timer.get_or_insert_with(|| Box::pin(R::sleep(prefill))).as_mut().poll(cx).is_ready()
+        {
             presumed = true;
             presume(reservation, R::now_us());
         }

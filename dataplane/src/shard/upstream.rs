@@ -89,14 +89,19 @@ pub async fn unless_gone<R: Runtime, F: Future>(future: F, watch: &mut Watch<R>)
     .await
 }
 
+/// A kept connection to `target`, where there is one.
+pub fn kept<R: Runtime>(shard: &Shard<R>, target: &TargetEntry) -> Option<Upstream<R>> {
+    shard.pool.take(target.id).map(|socket| Upstream { socket, reused: true })
+}
+
 /// A connection to `target`: a kept one where there is one (unless `fresh`), else a new one.
 pub async fn acquire<R: Runtime>(
     shard: &Shard<R>,
     target: &TargetEntry,
     fresh: bool,
 ) -> Result<Upstream<R>, Cause> {
-    if !fresh && let Some(socket) = shard.pool.take(target.id) {
-        return Ok(Upstream { socket, reused: true });
+    if !fresh && let Some(upstream) = kept(shard, target) {
+        return Ok(upstream);
     }
     let patience = shard.options.timeouts.connect;
     let connected = match target.address.parse::<SocketAddr>() {
@@ -271,15 +276,13 @@ where
             }
             Parsed::Done(len) => {
                 let head = buf.split_to(len).freeze();
-                return await_body::<R, _, _, _>(
-                    socket,
-                    reads,
-                    Part { head, rest: buf, sent },
-                    answer,
-                    asker,
-                    hold,
-                )
-                .await;
+                let part = Part { head, rest: buf, sent };
+                let part = match settled(part, answer, hold) {
+                    Ok(exchanged) => return exchanged,
+                    Err(part) => part,
+                };
+                // Boxed, so that an exchange whose answer comes in one piece holds no space for the timer.
+                return Box::pin(await_body::<R, _, _, _>(socket, reads, part, answer, asker, hold)).await;
             }
         }
     }
@@ -290,6 +293,21 @@ struct Part {
     head: Bytes,
     rest: BytesMut,
     sent: bool,
+}
+
+/// What a head makes known that nothing needs to be waited for after; the part again where something does.
+fn settled(part: Part, answer: &ResponseHead, hold: Duration) -> Result<Exchanged, Part> {
+    let bodiless = matches!(answer.framing(), Framing::None | Framing::Length(0));
+    if answer.status().as_u16() == 101 {
+        let Part { head, rest, sent } = part;
+        return Ok(Exchanged::Switched { head, rest, sent });
+    }
+    // An error status is passed on as it is; only a promise of success is worth waiting for its proof.
+    if bodiless || part.rest.has_remaining() || !answer.status().is_success() || hold.is_zero() {
+        let Part { head, rest, sent } = part;
+        return Ok(Exchanged::Answer { head, rest, sent });
+    }
+    Err(part)
 }
 
 /// Holds the head back until the first byte of its body has come, or `hold` is over.
@@ -308,14 +326,6 @@ where
     A: Asker,
 {
     let Part { head, mut rest, sent } = part;
-    if answer.status().as_u16() == 101 {
-        return Exchanged::Switched { head, rest, sent };
-    }
-    let bodiless = matches!(answer.framing(), Framing::None | Framing::Length(0));
-    // An error status is passed on as it is; only a promise of success is worth waiting for its proof.
-    if bodiless || rest.has_remaining() || !answer.status().is_success() || hold.is_zero() {
-        return Exchanged::Answer { head, rest, sent };
-    }
     rest.reserve(READ_SMALL);
     reads.start(rest);
     let mut timer = pin!(R::sleep(hold));
