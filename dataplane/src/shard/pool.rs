@@ -14,9 +14,11 @@ struct Kept<S> {
     since_us: u64,
 }
 
+type Idle<S> = AHashMap<TargetId, VecDeque<Kept<Link<S>>>>;
+
 /// Idle connections by target, the youngest reused first. Bounded per target: the oldest makes room.
 pub struct Pool<R: Runtime> {
-    idle: RefCell<AHashMap<TargetId, VecDeque<Kept<Link<R::Socket>>>>>,
+    idle: RefCell<Idle<R::Socket>>,
     max_idle_us: u64,
     per_target: usize,
 }
