@@ -11,6 +11,7 @@
 
 mod driver;
 mod gather;
+mod link;
 mod net;
 mod real;
 mod resolve;
@@ -23,6 +24,7 @@ mod time;
 mod wake;
 
 pub use driver::{ActiveDriver, Driver, Executor, UnknownDriver};
+pub use link::{Layer, Link, LinkHandle};
 pub use net::{Listener, bind_shared, connect, connect_local, is_local, local_path};
 pub use real::Monoio;
 pub use resolve::resolve;

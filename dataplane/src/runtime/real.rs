@@ -55,8 +55,8 @@ impl Stream for Socket {
         self.fd()
     }
 
-    fn shutdown_by(fd: RawFd, direction: Direction) {
-        sys::shutdown(fd, direction);
+    fn shutdown_by(fd: &RawFd, direction: Direction) {
+        sys::shutdown(*fd, direction);
     }
 
     fn read(&self, buf: BytesMut) -> impl Future<Output = (io::Result<usize>, BytesMut)> + use<> + 'static {

@@ -76,13 +76,13 @@ pub trait Runtime: Copy + 'static {
 /// gives back a future that owns what it needs. The rules of [`Socket`](super::Socket) hold for every runtime.
 pub trait Stream: Clone + fmt::Debug + 'static {
     /// Names the connection for [`Stream::shutdown_by`] while it lives.
-    type Handle: Copy + fmt::Debug + 'static;
+    type Handle: Clone + fmt::Debug + 'static;
 
     /// See [`Stream::Handle`].
     fn handle(&self) -> Self::Handle;
 
     /// [`Stream::shutdown`] of a connection that its owner keeps alive.
-    fn shutdown_by(handle: Self::Handle, direction: Direction);
+    fn shutdown_by(handle: &Self::Handle, direction: Direction);
 
     /// Reads once and appends to `buf`, up to its spare capacity. `Ok(0)` is the end of the stream; a buffer without
     /// spare room is an error.
@@ -136,7 +136,7 @@ pub trait Stream: Clone + fmt::Debug + 'static {
 
     /// Ends directions; pending operations in them complete by themselves.
     fn shutdown(&self, direction: Direction) {
-        Self::shutdown_by(self.handle(), direction);
+        Self::shutdown_by(&self.handle(), direction);
     }
 
     /// Turns the coming close into a reset.

@@ -21,7 +21,7 @@ use super::upstream::{
 use crate::http::{
     BodyReader, ClientBody, ClientHead, OutgoingBody, RequestIdRule, ResponseHead, UpstreamHead,
 };
-use crate::runtime::{Direction, Runtime, Stream as _, is_local};
+use crate::runtime::{Direction, Link, Runtime, Stream as _, is_local};
 
 /// Longest explain record in an answer's head, bytes.
 const EXPLAIN_HEADER: usize = 2048;
@@ -163,7 +163,7 @@ impl<R: Runtime> Attempts<'_, R> {
     /// after `prefill`.
     pub(super) async fn try_on<W>(
         &mut self,
-        socket: &R::Socket,
+        socket: &Link<R::Socket>,
         write: Pin<&mut W>,
         plan: &mut Plan,
         prefill: Duration,
@@ -217,7 +217,7 @@ impl<R: Runtime> Attempts<'_, R> {
     /// Relays an answer. Nothing is retried any more: the body's memory is given back before the first byte goes out.
     pub(super) async fn relay<F, M>(
         &mut self,
-        socket: &R::Socket,
+        socket: &Link<R::Socket>,
         reads: &mut Reads<'_, F, M>,
         answer: &ResponseHead,
         begun: Begun,

@@ -17,7 +17,7 @@ use super::{Shard, form, intake, websocket};
 use crate::http::form::is_form;
 use crate::http::proxy::{self, Proxied};
 use crate::http::{Framing, Parsed, RequestHead, Version};
-use crate::runtime::{Direction, Runtime, Stream};
+use crate::runtime::{Direction, Link, Runtime, Stream};
 
 /// First buffer of a request: head and body of most requests in one read.
 const FIRST_READ: usize = 16 * 1024;
@@ -29,7 +29,7 @@ const LINGER_BYTES: usize = 64 << 20;
 /// A client's connection.
 pub struct Conn<R: Runtime> {
     pub(super) shard: Rc<Shard<R>>,
-    pub(super) socket: R::Socket,
+    pub(super) socket: Link<R::Socket>,
     pub(super) guard: Guard<R>,
     pub(super) buf: BytesMut,
     pub(super) watch: Watch<R>,
@@ -60,7 +60,7 @@ enum HeadRead {
 }
 
 /// Serves a connection to its end. `slot` is its share of the connection limit.
-pub async fn serve<R: Runtime>(shard: Rc<Shard<R>>, socket: R::Socket, slot: Share) {
+pub async fn serve<R: Runtime>(shard: Rc<Shard<R>>, socket: Link<R::Socket>, slot: Share) {
     let guard = shard.deadlines.register(socket.handle());
     let watch = Watch::new(socket.clone());
     let proxied = shard.options.proxy_protocol;

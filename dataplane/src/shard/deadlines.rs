@@ -8,10 +8,10 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::runtime::{Direction, Runtime, Stream};
+use crate::runtime::{Direction, Link, LinkHandle, Runtime, Stream};
 
 /// Names a connection of the runtime.
-type Handle<R> = <<R as Runtime>::Socket as Stream>::Handle;
+type Handle<R> = LinkHandle<<R as Runtime>::Socket>;
 
 /// Longest pause between sweeps.
 const MAX_TICK_US: u64 = 200_000;
@@ -20,7 +20,8 @@ const MIN_TICK_US: u64 = 10_000;
 
 struct Entry<R: Runtime> {
     at_us: u64,
-    handle: Handle<R>,
+    /// `None` where the place is free.
+    handle: Option<Handle<R>>,
     direction: Direction,
     fired: bool,
     idle: bool,
@@ -46,7 +47,7 @@ impl<R: Runtime> Deadlines<R> {
     pub fn register(self: &Rc<Self>, handle: Handle<R>) -> Guard<R> {
         let entry = Entry {
             at_us: u64::MAX,
-            handle,
+            handle: Some(handle),
             direction: Direction::Read,
             fired: false,
             idle: false,
@@ -97,7 +98,9 @@ impl<R: Runtime> Deadlines<R> {
 fn fire<R: Runtime>(entry: &mut Entry<R>) {
     entry.at_us = u64::MAX;
     entry.fired = true;
-    R::Socket::shutdown_by(entry.handle, entry.direction);
+    if let Some(handle) = &entry.handle {
+        Link::<R::Socket>::shutdown_by(handle, entry.direction);
+    }
 }
 
 /// One connection's place in the table.
@@ -153,7 +156,8 @@ impl<R: Runtime> Guard<R> {
 
 impl<R: Runtime> Drop for Guard<R> {
     fn drop(&mut self) {
-        self.table.entries.borrow_mut()[self.index].live = false;
+        let entry = &mut self.table.entries.borrow_mut()[self.index];
+        (entry.live, entry.handle) = (false, None);
         self.table.free.borrow_mut().push(self.index);
     }
 }
@@ -175,7 +179,7 @@ mod tests {
     fn overdue_entries_are_ended_once_and_places_are_reused() {
         let table = Rc::new(Deadlines::<Monoio>::default());
         let (_client, mut server) = pair();
-        let guard = table.register(server.as_raw_fd());
+        let guard = table.register(LinkHandle::Plain(server.as_raw_fd()));
         assert_eq!(table.sweep(0), Duration::from_micros(MAX_TICK_US));
         guard.arm_read_at(50_000);
         assert_eq!(table.sweep(0), Duration::from_micros(50_000));
@@ -185,7 +189,7 @@ mod tests {
         assert!(guard.fired());
         assert_eq!(server.read(&mut [0; 1]).unwrap(), 0);
         drop(guard);
-        let again = table.register(server.as_raw_fd());
+        let again = table.register(LinkHandle::Plain(server.as_raw_fd()));
         assert_eq!((again.index, again.fired()), (0, false));
     }
 
@@ -193,8 +197,8 @@ mod tests {
     fn a_drain_ends_idle_connections_only() {
         let table = Rc::new(Deadlines::<Monoio>::default());
         let (pair_a, pair_b) = (pair(), pair());
-        let idle = table.register(pair_a.1.as_raw_fd());
-        let busy = table.register(pair_b.1.as_raw_fd());
+        let idle = table.register(LinkHandle::Plain(pair_a.1.as_raw_fd()));
+        let busy = table.register(LinkHandle::Plain(pair_b.1.as_raw_fd()));
         idle.arm_idle(Duration::from_secs(60));
         busy.arm_read(Duration::from_secs(60));
         table.end_idle();

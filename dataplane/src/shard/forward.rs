@@ -22,7 +22,7 @@ use super::wishes::{self, Wishes};
 use super::{Shard, observe, probe, tokenise};
 use crate::http::RequestHead;
 use crate::routing::{Asked, Routed};
-use crate::runtime::Runtime;
+use crate::runtime::{Link, Runtime};
 
 /// Largest body that is scanned on the shard, bytes. Plain text of that size takes some hundred microseconds.
 const IN_LINE: usize = 1 << 20;
@@ -59,7 +59,7 @@ pub struct Incoming<'a> {
 /// The client's end.
 pub struct Client<'a, R: Runtime> {
     /// Connection.
-    pub socket: &'a R::Socket,
+    pub socket: &'a Link<R::Socket>,
     /// Deadline.
     pub guard: &'a Guard<R>,
     /// Watch.

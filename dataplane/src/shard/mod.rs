@@ -41,7 +41,7 @@ use fairlead_routing::Scratch;
 use crate::http::{RequestIds, ResponseHead};
 use crate::options::GatewayOptions;
 use crate::routing::SpeltOut;
-use crate::runtime::{Acceptor, Either, Notify, Runtime, Stream, either};
+use crate::runtime::{Acceptor, Either, Link, Notify, Runtime, Stream, either};
 use crate::shared::Shared;
 
 use budget::RetryBudget;
@@ -219,7 +219,7 @@ fn accept_waiting<R: Runtime>(
         let shard = shard.clone();
         R::spawn(async move {
             let counted = Counted(shard.clone());
-            conn::serve(shard, socket, slot).await;
+            conn::serve(shard, Link::Plain(socket), slot).await;
             drop(counted);
         });
     }

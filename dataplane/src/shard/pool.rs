@@ -7,16 +7,18 @@ use std::time::Duration;
 use ahash::AHashMap;
 use fairlead_wire::TargetId;
 
-use crate::runtime::{Runtime, Stream};
+use crate::runtime::{Link, Runtime, Stream};
 
 struct Kept<S> {
     socket: S,
     since_us: u64,
 }
 
+type Idle<S> = AHashMap<TargetId, VecDeque<Kept<Link<S>>>>;
+
 /// Idle connections by target, the youngest reused first. Bounded per target: the oldest makes room.
 pub struct Pool<R: Runtime> {
-    idle: RefCell<AHashMap<TargetId, VecDeque<Kept<R::Socket>>>>,
+    idle: RefCell<Idle<R::Socket>>,
     max_idle_us: u64,
     per_target: usize,
 }
@@ -28,7 +30,7 @@ impl<R: Runtime> Pool<R> {
     }
 
     /// Takes a connection that is young enough and that the target has not closed.
-    pub fn take(&self, target: TargetId) -> Option<R::Socket> {
+    pub fn take(&self, target: TargetId) -> Option<Link<R::Socket>> {
         let mut idle = self.idle.borrow_mut();
         let kept = idle.get_mut(&target)?;
         let oldest = R::now_us().saturating_sub(self.max_idle_us);
@@ -46,7 +48,7 @@ impl<R: Runtime> Pool<R> {
     }
 
     /// Keeps a connection whose last answer has ended.
-    pub fn put(&self, target: TargetId, socket: R::Socket) {
+    pub fn put(&self, target: TargetId, socket: Link<R::Socket>) {
         if self.per_target == 0 {
             return;
         }

@@ -16,7 +16,7 @@ use super::deadlines::Guard;
 use super::upstream::{READ_SMALL, ReadResult, Reads, Waited};
 use super::watch::{Probe, Watch};
 use crate::http::{BodyReader, ClientBody, LAST_CHUNK, Relay, ResponseHead, write_chunk};
-use crate::runtime::{Direction, OutBuf, Runtime, Stream as _};
+use crate::runtime::{Direction, Link, OutBuf, Runtime, Stream as _};
 
 /// Buffer for bodies that fill a small one: fewer turns per byte.
 const READ_LARGE: usize = 64 * 1024;
@@ -118,7 +118,7 @@ pub fn begins_with_failure(answer: &ResponseHead, rest: &[u8]) -> bool {
 /// Everything about the client that a relay needs.
 pub struct ClientSide<'a, R: Runtime> {
     /// The client's connection.
-    pub socket: &'a R::Socket,
+    pub socket: &'a Link<R::Socket>,
     /// Its deadline.
     pub guard: &'a Guard<R>,
     /// Its watch.
@@ -188,7 +188,7 @@ impl Stream<'_> {
     pub async fn run<R, F, M>(
         &mut self,
         client: &mut ClientSide<'_, R>,
-        upstream: &R::Socket,
+        upstream: &Link<R::Socket>,
         reads: &mut Reads<'_, F, M>,
         mut out: Vec<u8>,
         mut burst: BytesMut,
@@ -342,7 +342,7 @@ impl Stream<'_> {
     async fn closed<R: Runtime>(
         &mut self,
         client: &mut ClientSide<'_, R>,
-        upstream: &R::Socket,
+        upstream: &Link<R::Socket>,
         mut out: Vec<u8>,
     ) -> Ended {
         if self.body.relay == Relay::Chunk {
@@ -411,7 +411,7 @@ struct Taken {
     pass: usize,
 }
 
-fn gone<R: Runtime>(upstream: &R::Socket) -> Ended {
+fn gone<R: Runtime>(upstream: &Link<R::Socket>) -> Ended {
     upstream.shutdown(Direction::Both);
     Ended::ClientGone
 }

@@ -13,7 +13,7 @@ use fairlead_routing::TargetEntry;
 use super::Shard;
 use super::watch::{Probe, Watch};
 use crate::http::{Framing, HeadLimits, Parsed, ResponseHead};
-use crate::runtime::{Direction, Runtime, Stream, local_path};
+use crate::runtime::{Direction, Link, Runtime, Stream, local_path};
 
 /// Buffer for the head of an answer and for events of a stream.
 pub const READ_SMALL: usize = 8 * 1024;
@@ -64,7 +64,7 @@ impl Cause {
 /// A connection to a target.
 pub struct Upstream<R: Runtime> {
     /// The connection.
-    pub socket: R::Socket,
+    pub socket: Link<R::Socket>,
     /// It served a request before, so the target may have closed it meanwhile.
     pub reused: bool,
 }
@@ -115,7 +115,7 @@ pub async fn acquire<R: Runtime>(
         },
     };
     match connected {
-        Ok(socket) => Ok(Upstream { socket, reused: false }),
+        Ok(socket) => Ok(Upstream { socket: Link::Plain(socket), reused: false }),
         Err(error) => Err(match (error.kind(), error.raw_os_error()) {
             (io::ErrorKind::TimedOut, _) => Cause::ConnectTimeout,
             (_, Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL)) => {
@@ -222,7 +222,7 @@ impl Asker for Patient {
 /// Has `write` send a request and reads the head of its answer, and then waits up to `hold` for the body's first byte, so that
 /// an engine that dies in the middle of its prefill can still be replaced by another.
 pub async fn exchange<R, F, M, W, A>(
-    socket: &R::Socket,
+    socket: &Link<R::Socket>,
     reads: &mut Reads<'_, F, M>,
     mut write: Pin<&mut W>,
     answer: &mut ResponseHead,
@@ -312,7 +312,7 @@ fn settled(part: Part, answer: &ResponseHead, hold: Duration) -> Result<Exchange
 
 /// Holds the head back until the first byte of its body has come, or `hold` is over.
 async fn await_body<R, F, M, A>(
-    socket: &R::Socket,
+    socket: &Link<R::Socket>,
     reads: &mut Reads<'_, F, M>,
     part: Part,
     answer: &ResponseHead,

@@ -12,7 +12,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use crate::runtime::{Peer, Runtime, Stream};
+use crate::runtime::{Link, Peer, Runtime, Stream};
 
 /// What every answer begins with, whatever its status.
 pub const ANSWER_PREFIX: &[u8] = b"HTTP/1.1 ";
@@ -50,7 +50,7 @@ enum State {
 /// Watches one client connection, request after request. It keeps its readiness wait between requests, so the wait
 /// that ends with the next request is the one that watched the last.
 pub struct Watch<R: Runtime> {
-    socket: R::Socket,
+    socket: Link<R::Socket>,
     state: State,
     /// Bytes of [`ANSWER_PREFIX`] that have gone out as probes.
     prefix_sent: usize,
@@ -64,7 +64,7 @@ pub struct Watch<R: Runtime> {
 
 impl<R: Runtime> Watch<R> {
     /// A watch of `socket`.
-    pub fn new(socket: R::Socket) -> Self {
+    pub fn new(socket: Link<R::Socket>) -> Self {
         Self {
             socket,
             state: State::Resting,

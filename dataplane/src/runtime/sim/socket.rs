@@ -103,7 +103,7 @@ impl Stream for SimSocket {
         (self.end.conn.borrow().id, self.end.side)
     }
 
-    fn shutdown_by((id, side): (u64, usize), direction: Direction) {
+    fn shutdown_by(&(id, side): &(u64, usize), direction: Direction) {
         current(|world| {
             let Some(conn) = world.net().borrow().find(id) else { return };
             let mut conn = conn.borrow_mut();

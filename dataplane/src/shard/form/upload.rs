@@ -10,7 +10,7 @@ use fairlead_routing::Plan;
 use http::StatusCode;
 
 use crate::http::{BodyReader, Framing, LAST_CHUNK, OutgoingBody, write_chunk, write_chunk_size};
-use crate::runtime::{Direction, Runtime, Stream as _};
+use crate::runtime::{Direction, Link, Runtime, Stream as _};
 use crate::shard::answer::Refusal;
 use crate::shard::attempt::{Attempt, Begun, HeadOf};
 use crate::shard::deadlines::Guard;
@@ -80,9 +80,9 @@ impl Upload {
     /// Sends the head, what is held, and the rest as it comes.
     async fn send<R: Runtime>(
         &self,
-        client: &R::Socket,
+        client: &Link<R::Socket>,
         guard: &Guard<R>,
-        engine: &R::Socket,
+        engine: &Link<R::Socket>,
         (mut head, held): (Vec<u8>, Bytes),
         mut pace: Pace,
     ) -> io::Result<()> {

@@ -23,7 +23,7 @@ use super::super::upstream::{
     Cause, Exchanged, Patient, READ_SMALL, ReadResult, Reads, SWITCHED, acquire, exchange,
 };
 use crate::http::{BodyReader, ResponseHead};
-use crate::runtime::{Direction, Either, Notify, Runtime, Stream as _, either};
+use crate::runtime::{Direction, Either, Link, Notify, Runtime, Stream as _, either};
 
 /// Longest answer of a prefill leg, bytes. A long one is one with the ids of a long prompt.
 const MAX_ANSWER: usize = 4 << 20;
@@ -51,12 +51,12 @@ pub struct Done {
 /// A connection in use, and its deadline. In this order, since the deadline may not outlive the connection.
 pub struct Line<R: Runtime> {
     deadline: Guard<R>,
-    socket: R::Socket,
+    socket: Link<R::Socket>,
 }
 
 impl<R: Runtime> Line<R> {
     /// Ends the connection `after` from now.
-    pub fn new(shard: &Shard<R>, socket: R::Socket, after: Duration) -> Self {
+    pub fn new(shard: &Shard<R>, socket: Link<R::Socket>, after: Duration) -> Self {
         let deadline = shard.deadlines.register(socket.handle());
         deadline.arm_write(after);
         Self { deadline, socket }
@@ -84,7 +84,7 @@ pub struct PrefillLeg<R: Runtime> {
     reservation: RefCell<Option<Reservation>>,
     line: RefCell<Option<Line<R>>>,
     /// The decode leg's connection, while it waits for this leg.
-    decode: RefCell<Option<R::Socket>>,
+    decode: RefCell<Option<Link<R::Socket>>>,
     end: RefCell<Option<End>>,
     usage: Cell<Option<Usage>>,
     /// Cached tokens of the prompt, once they are known.
@@ -146,7 +146,7 @@ impl<R: Runtime> PrefillLeg<R> {
     }
 
     /// The decode leg waits at `socket`: its connection ends when this leg fails.
-    pub fn waited_for(&self, socket: &R::Socket) {
+    pub fn waited_for(&self, socket: &Link<R::Socket>) {
         *self.decode.borrow_mut() = Some(socket.clone());
     }
 
@@ -226,7 +226,7 @@ impl<R: Runtime> PrefillLeg<R> {
     }
 
     /// Asks on one connection.
-    async fn ask(&self, shard: &Shard<R>, socket: R::Socket, pieces: Vec<Bytes>) -> Asked {
+    async fn ask(&self, shard: &Shard<R>, socket: Link<R::Socket>, pieces: Vec<Bytes>) -> Asked {
         let line = Line::new(shard, socket.clone(), shard.options.timeouts.prefill);
         *self.line.borrow_mut() = Some(line);
         let asked = self.ask_on(shard, &socket, pieces).await;
@@ -256,7 +256,7 @@ impl<R: Runtime> PrefillLeg<R> {
     async fn ask_on(
         &self,
         shard: &Shard<R>,
-        socket: &R::Socket,
+        socket: &Link<R::Socket>,
         pieces: Vec<Bytes>,
     ) -> Result<(End, bool), (Cause, bool)> {
         let make = |buf: BytesMut| socket.read(buf);

@@ -14,7 +14,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::farewell::Farewells;
 use crate::http::websocket::Frames;
-use crate::runtime::{Runtime, Stream as _};
+use crate::runtime::{Link, Runtime, Stream as _};
 use crate::shard::deadlines::Guard;
 use crate::shard::watch::{Probe, Watch};
 
@@ -28,13 +28,13 @@ pub const PARTING: Duration = Duration::from_millis(250);
 /// Both ends.
 pub struct Duplex<'a, R: Runtime> {
     /// The client's connection.
-    pub client: &'a R::Socket,
+    pub client: &'a Link<R::Socket>,
     /// Its deadline.
     pub guard: &'a Guard<R>,
     /// Its watch.
     pub watch: &'a mut Watch<R>,
     /// The engine's connection.
-    pub engine: &'a R::Socket,
+    pub engine: &'a Link<R::Socket>,
     /// Tells when the shard ends.
     pub farewells: &'a Farewells,
     /// Longest time that the client may refuse its bytes.
@@ -162,8 +162,8 @@ enum Up {
 }
 
 async fn upwards<R: Runtime>(
-    client: &R::Socket,
-    engine: &R::Socket,
+    client: &Link<R::Socket>,
+    engine: &Link<R::Socket>,
     frames: &mut Frames,
     writing: &Cell<bool>,
     early: Bytes,

@@ -27,7 +27,7 @@ use super::upstream::{Cause, Exchanged, READ_SMALL, Reads, exchange};
 use super::{Shard, observe};
 use crate::http::websocket::{Close, Handshake, HandshakeError, VERSION, accept_key, close_frame, switching};
 use crate::http::{ClientHead, OutgoingBody, ResponseHead};
-use crate::runtime::{Direction, Runtime, Stream as _};
+use crate::runtime::{Direction, Link, Runtime, Stream as _};
 use crate::shared::Shared;
 
 use duplex::{Duplex, End, Over, PARTING};
@@ -276,7 +276,7 @@ impl Upgrade<'_> {
     async fn switched<R: Runtime>(
         &self,
         attempts: &mut Attempts<'_, R>,
-        engine: &R::Socket,
+        engine: &Link<R::Socket>,
         plan: &mut Plan,
         answer: &ResponseHead,
         (head, rest): (Bytes, BytesMut),
