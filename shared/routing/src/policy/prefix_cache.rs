@@ -18,6 +18,13 @@ impl PrefixCache {
         Self(settings.prefix_cache)
     }
 
+    /// The longest match among the holders, where it covers enough of the prompt to decide.
+    fn deciding(&self, decision: &Decision<'_>) -> Option<u32> {
+        let longest = decision.candidates.iter().map(|c| c.cached_blocks).max()?;
+        let decides = f64::from(longest) >= self.0.hit_rate * f64::from(decision.prompt_blocks());
+        decides.then_some(longest)
+    }
+
     /// Of the holders of the longest match that are not busy, the one with the fewest tokens.
     fn calm_holder(&self, decision: &Decision<'_>, longest: u32, rng: &mut Rng) -> Option<Choice> {
         let waiting = self.0.waiting;
@@ -37,9 +44,14 @@ impl Policy for PrefixCache {
     }
 
     fn pick_holder(&self, decision: &Decision<'_>, rng: &mut Rng) -> Option<Choice> {
-        let longest = decision.candidates.iter().map(|c| c.cached_blocks).max()?;
-        let decides = f64::from(longest) >= self.0.hit_rate * f64::from(decision.prompt_blocks());
-        if decides { self.calm_holder(decision, longest, rng) } else { None }
+        let longest = self.deciding(decision)?;
+        self.calm_holder(decision, longest, rng)
+    }
+
+    /// Whose match is too short to decide goes to the target with the fewest tokens, which may be one of a sample; a
+    /// mean is taken over all.
+    fn scope_after_holders(&self, decision: &Decision<'_>) -> Scope {
+        if self.deciding(decision).is_some() { Scope::All } else { Scope::Sample }
     }
 
     fn pick(&self, decision: &Decision<'_>, rng: &mut Rng) -> Result<Choice, Option<Missing>> {
