@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from harness import BIN, Process, post_json, reservations, run, until
+from harness import BIN, Process, post_json, reservations, run
 from raw import MODEL, Raw, chat, gateway_fleet, request, up_fleet
 
 CONFIG = "gateway:\n  listen: 127.0.0.1:0\n  admin: off\n  runtime: glommio\n  instances:\n    - {url: 'http://127.0.0.1:1', models: [m]}\n"
@@ -53,8 +53,9 @@ def test_it_serves(built):
             assert answer.status == 200 and answer.complete
             answer = client.send(request(chat(True, max_tokens=40))).answer()
             assert answer.complete and answer.events()[-1][1] == "[DONE]"
-        large = "x" * 700_000
-        answer = post_json(f"{fleet.url}/v1/chat/completions", chat(content=large))
+        # More than a socket takes at once.
+        padding = " " * 3_000_000
+        answer = post_json(f"{fleet.url}/v1/chat/completions", {**chat(), "metadata": {"padding": padding}})
         assert answer["model"] == MODEL
         fleet.idle()
 
@@ -64,7 +65,7 @@ def test_clients_that_leave_are_noticed(built, tmp_path):
         with fleet.open() as client:
             client.send(request(chat(True, max_tokens=5000)))
             assert client.head().status == 200 and client.more()
-            assert reservations(fleet.admin) == 1
+            assert reservations(fleet.admin) > 0
         fleet.idle()
 
 
