@@ -6,7 +6,7 @@ use std::time::Duration;
 use fairlead_routing::{PolicyName, Settings, Slo};
 
 use crate::http::HeadLimits;
-use crate::runtime::Driver;
+use crate::runtime::{Driver, Kind};
 use crate::token_mode::TokenModels;
 
 /// Settings of the data plane. Every limit has a defined behaviour at the limit, named at the field.
@@ -18,7 +18,9 @@ pub struct GatewayOptions {
     pub shards: usize,
     /// Pin each shard to a processor of its own. Shards beyond the number of processors are not pinned.
     pub pin: bool,
-    /// Driver of the shards.
+    /// Runtime of the shards.
+    pub runtime: Kind,
+    /// Its driver.
     pub driver: Driver,
     /// Prefix of every path, removed before routing; empty for none.
     pub base_path: String,
@@ -54,6 +56,7 @@ impl Default for GatewayOptions {
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0),
             shards: 0,
             pin: true,
+            runtime: Kind::Monoio,
             driver: Driver::Auto,
             base_path: String::new(),
             proxy_protocol: false,

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use fairlead_config::{Config, Driver, Gateway, HandoffSetting, Shards};
+use fairlead_config::{Config, Driver, Gateway, HandoffSetting, Runtime, Shards};
 use fairlead_dataplane::http::HeadLimits;
+use fairlead_dataplane::runtime::Kind;
 use fairlead_dataplane::{
     ControlOptions, ControlledGateway, GatewayOptions, Limits, RetryOptions, StaticInstance, Timeouts,
     start_controlled,
@@ -30,21 +31,41 @@ pub struct GatewayArgs {
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
     #[command(flatten)]
+    runtime: RuntimeArgs,
+    #[command(flatten)]
     tokenizers: TokenizerArgs,
+}
+
+/// The runtime of the shards.
+#[derive(Args)]
+pub struct RuntimeArgs {
+    /// What shards run on: monoio (the default), or glommio to compare, where the program was built with it
+    #[arg(long, value_name = "NAME")]
+    runtime: Option<Kind>,
+}
+
+impl RuntimeArgs {
+    /// What is asked for on the command line comes first. Says at once when this program does not have it.
+    pub fn apply(&self, options: &mut GatewayOptions) -> anyhow::Result<()> {
+        options.runtime = self.runtime.unwrap_or(options.runtime);
+        options.runtime.check().context("runtime")
+    }
 }
 
 pub fn run(args: GatewayArgs) -> anyhow::Result<ExitCode> {
     let config = config::load(&args.config)?;
     let (mut options, control) = options(&config)?;
+    args.runtime.apply(&mut options)?;
     args.tokenizers.add(&mut options.token_models)?;
     let gateway = start_controlled(options, control)?;
     let admin = gateway.admin_addr().map(|addr| format!(" admin=http://{addr}")).unwrap_or_default();
     let data = gateway.gateway();
     out::line(format_args!(
-        "ready: http://{}{admin} policy={} shards={} driver={}",
+        "ready: http://{}{admin} policy={} shards={} runtime={} driver={}",
         data.addr(),
         data.shared().policy(),
         data.shards(),
+        data.runtime(),
         data.driver()
     ));
     signals::runtime(1)?.block_on(async {
@@ -110,6 +131,10 @@ pub fn options(config: &Config) -> anyhow::Result<(GatewayOptions, ControlOption
         shards: match section.shards {
             Shards::Auto => 0,
             Shards::Exactly(count) => count,
+        },
+        runtime: match section.runtime {
+            Runtime::Monoio => Kind::Monoio,
+            Runtime::Glommio => Kind::Glommio,
         },
         driver: match section.driver {
             Driver::Auto => fairlead_dataplane::runtime::Driver::Auto,

@@ -25,7 +25,8 @@ pub use sections::{
 };
 pub use setting::{Setting, Size};
 pub use types::{
-    BasePath, Driver, Endpoints, HostPort, HttpUrl, InstanceUrl, KvEvents, LogFilter, LogFormat, Shards,
+    BasePath, Driver, Endpoints, HostPort, HttpUrl, InstanceUrl, KvEvents, LogFilter, LogFormat, Runtime,
+    Shards,
 };
 
 use std::path::Path;

@@ -136,6 +136,7 @@ fn refusals_name_key_value_and_what_is_allowed() {
         ("gateway: {admin: nope}", &["gateway.admin", "\"nope\"", "or `off`"]),
         ("gateway: {shards: 0}", &["gateway.shards", "0", "1 to 1024"]),
         ("gateway: {shards: many}", &["gateway.shards", "\"many\"", "`auto`"]),
+        ("gateway: {runtime: tokio}", &["gateway.runtime", "\"tokio\"", "`monoio`, `glommio`"]),
         ("gateway: {driver: kqueue}", &["gateway.driver", "\"kqueue\"", "`uring`"]),
         ("gateway: {base_path: 'api/'}", &["gateway.base_path", "\"api/\"", "without a slash"]),
         ("gateway: {base_path: '/a/../b'}", &["gateway.base_path", "/a/../b"]),
