@@ -22,7 +22,7 @@ use crate::http::{
     BodyReader, ClientBody, ClientHead, OutgoingBody, RequestIdRule, ResponseHead, UpstreamHead,
 };
 use crate::runtime::{Direction, Link, Runtime, Stream as _, is_local};
-use crate::tls::https_address;
+use crate::tls::place;
 
 /// Longest explain record in an answer's head, bytes.
 const EXPLAIN_HEADER: usize = 2048;
@@ -388,5 +388,5 @@ impl<R: Runtime> Attempts<'_, R> {
 
 /// What an engine is called where the client has not said: a path is no host.
 fn host(address: &str) -> &str {
-    if is_local(address) { "localhost" } else { https_address(address).unwrap_or(address) }
+    if is_local(address) { "localhost" } else { place(address) }
 }

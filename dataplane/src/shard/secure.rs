@@ -14,7 +14,7 @@ use crate::runtime::{Link, Runtime};
 use crate::tls::{Failure, H2, Tls};
 
 /// What a client is told that speaks HTTP where TLS is spoken.
-const SPEAK_TLS: &str = "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: 132\r\n\
+const SPEAK_TLS: &str = "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: 136\r\n\
 Connection: close\r\n\r\n\
 {\"error\":{\"message\":\"this port speaks HTTPS, and the request came without TLS\",\"type\":\"invalid_request_error\",\
 \"param\":null,\"code\":null}}";

@@ -328,8 +328,11 @@ impl<S: Stream, C: Side> State<S, C> {
 
     /// Tells the peer that nothing more comes, behind what is under way. Only once, and not in the middle of a fault.
     fn notify_close(&mut self) {
-        if !std::mem::replace(&mut self.closing, true) && !self.deaf && !self.session.is_handshaking() {
-            self.session.close(&mut self.incoming, &mut self.out);
+        if std::mem::replace(&mut self.closing, true) || self.deaf || self.session.is_handshaking() {
+            return;
+        }
+        if self.session.close(&mut self.incoming, &mut self.out).is_err() {
+            self.broken();
         }
     }
 }
@@ -457,8 +460,9 @@ impl<S: Stream, C: Side> Layer for Tls<S, C> {
 impl<S: Stream, C: Side> Drop for Tls<S, C> {
     fn drop(&mut self) {
         let state = self.state.get_mut();
-        let nobody = matches!(state.ended, Some(End::Cut | End::Broken(_)));
-        if !nobody && !state.write.is_pending() && state.out.is_empty() {
+        // Where reading was ended, it may have been this side that did it.
+        let broken = matches!(state.ended, Some(End::Broken(_)));
+        if !broken && !state.write.is_pending() && state.out.is_empty() {
             state.notify_close();
             state.send_out_now();
         }

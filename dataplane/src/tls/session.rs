@@ -14,8 +14,6 @@ const FRAGMENT: usize = 16 * 1024;
 const OVERHEAD: usize = 40;
 /// A close notification as a record, at most, bytes.
 const NOTICE: usize = 64;
-/// Steps that are taken for the alert that follows an error.
-const ALERTS: usize = 4;
 
 /// Either side of a session.
 pub trait Side: 'static {
@@ -132,14 +130,11 @@ impl<C: Side> Session<C> {
     ) -> Result<bool, rustls::Error> {
         let advanced = self.steps(incoming, out, sink, |_| {});
         if advanced.is_err() {
-            // The alert waits inside.
-            for _ in 0..ALERTS {
+            // The alert waits inside. A step beyond it would come to the same record again.
+            while self.side.common().wants_write() {
                 let UnbufferedStatus { discard, state } = self.side.process(incoming);
-                match state {
-                    Ok(ConnectionState::EncodeTlsData(mut data)) => encode(out, &mut data),
-                    Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
-                    _ => break,
-                }
+                let Ok(ConnectionState::EncodeTlsData(mut data)) = state else { break };
+                encode(out, &mut data);
                 incoming.advance(discard.min(incoming.len()));
             }
         }
@@ -168,13 +163,16 @@ impl<C: Side> Session<C> {
     }
 
     /// Encrypts the notice that nothing more comes behind `out`, where that can be said.
-    pub fn close(&mut self, incoming: &mut BytesMut, out: &mut Vec<u8>) {
+    ///
+    /// # Errors
+    /// As for [`encrypt`](Self::encrypt).
+    pub fn close(&mut self, incoming: &mut BytesMut, out: &mut Vec<u8>) -> Result<(), rustls::Error> {
         let mut sealed = Vec::new();
-        // What is wrong with the peer shows at the next read.
-        let _ = self.steps(incoming, out, &mut Sink::Store, |traffic| {
+        self.steps(incoming, out, &mut Sink::Store, |traffic| {
             seal(&mut sealed, NOTICE, |out| traffic.queue_close_notify(out));
-        });
+        })?;
         append(out, sealed);
+        Ok(())
     }
 
     fn steps(

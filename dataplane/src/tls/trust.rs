@@ -22,6 +22,11 @@ pub fn https_address(address: &str) -> Option<&str> {
     address.strip_prefix(HTTPS)
 }
 
+/// `host:port` of an address, whether TLS is spoken there or not.
+pub fn place(address: &str) -> &str {
+    https_address(address).unwrap_or(address)
+}
+
 /// How instances are reached over TLS.
 #[derive(Debug, Clone, Default)]
 pub struct UpstreamTls {

@@ -29,7 +29,6 @@ fn requests_reach_an_instance_and_connections_are_kept() {
             assert_eq!(client.answer().status, 200);
         }
         assert_eq!(inner.handshakes("full"), 1.0, "one connection serves all");
-        assert!(engine.seen()[0].header("host").concat().starts_with("localhost"));
         // Side by side there must be more, and these resume the session of the first.
         let clients: Vec<_> = (0..3)
             .map(|_| {
