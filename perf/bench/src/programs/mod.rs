@@ -41,6 +41,8 @@ pub struct Options {
     pub write: Option<PathBuf>,
     /// `routing`, `decision`: prefill and decode apart alone.
     pub pd: bool,
+    /// `relay`: clients speak TLS.
+    pub tls: bool,
     /// `relay`, `stream`, `runtime`: this case alone.
     pub only: Option<String>,
 }

@@ -148,6 +148,7 @@ fn contenders(
             connections: PACED,
             index: "256MiB",
             cores: cores.to_vec(),
+            seal: None,
         };
         match start(Kind::Nginx, &setting, folder) {
             Ok(subject) => all.push(Contender { base: None, subject }),
