@@ -57,6 +57,7 @@ macro_rules! on_each_runtime {
 }
 
 on_each_runtime!(
+    a_plain_link_costs_its_operations_a_word_at_most,
     accepted_and_connected_sockets_have_nodelay,
     waiting_for_connections_may_be_given_up,
     reads_append_and_writes_go_out_whole,
@@ -297,21 +298,14 @@ async fn tasks_share_the_thread<B: Tested>(_: B::Runtime) {
     assert_eq!(counter.get(), 1);
 }
 
-#[test]
-fn a_plain_link_costs_its_operations_a_word_at_most() {
-    on_each_driver(async |driver| {
-        let (listener, _client) = pair(driver);
-        let socket = accept(&listener).await;
-        let link = Link::Plain(socket.clone());
-        let word = size_of::<usize>();
-        let sizes = |socket: usize, link: usize| assert!(link <= socket + word, "{socket} became {link}");
-        let empty = Bytes::new;
-        sizes(size_of_val(&socket.read(BytesMut::new())), size_of_val(&link.read(BytesMut::new())));
-        sizes(size_of_val(&socket.readable()), size_of_val(&link.readable()));
-        sizes(size_of_val(&socket.write_range(empty(), 0, 0)), size_of_val(&link.write_range(empty(), 0, 0)));
-        sizes(
-            size_of_val(&socket.write_both(empty(), empty())),
-            size_of_val(&link.write_both(empty(), empty())),
-        );
-    });
+async fn a_plain_link_costs_its_operations_a_word_at_most<B: Tested>(runtime: B::Runtime) {
+    let (socket, _client) = accepted::<B>(runtime).await;
+    let link = Link::Plain(socket.clone());
+    let word = size_of::<usize>();
+    let sizes = |socket: usize, link: usize| assert!(link <= socket + word, "{socket} became {link}");
+    let empty = Bytes::new;
+    sizes(size_of_val(&socket.read(BytesMut::new())), size_of_val(&link.read(BytesMut::new())));
+    sizes(size_of_val(&socket.readable()), size_of_val(&link.readable()));
+    sizes(size_of_val(&socket.write_range(empty(), 0, 0)), size_of_val(&link.write_range(empty(), 0, 0)));
+    sizes(size_of_val(&socket.write_both(empty(), empty())), size_of_val(&link.write_both(empty(), empty())));
 }
