@@ -135,11 +135,7 @@ pub fn options(config: &Config) -> anyhow::Result<(GatewayOptions, ControlOption
     let options = GatewayOptions {
         listen: section.listen,
         tls: tls(section),
-        upstream_tls: Some(UpstreamTls {
-            ca: section.upstream.tls.ca.clone(),
-            server_name: section.upstream.tls.server_name.clone(),
-            insecure: section.upstream.tls.insecure_skip_verify,
-        }),
+        upstream_tls: Some(upstream_tls(section)),
         shards: match section.shards {
             Shards::Auto => 0,
             Shards::Exactly(count) => count,
@@ -203,6 +199,24 @@ fn tls(section: &Gateway) -> Option<TlsOptions> {
         require_client_certificate: tls.require_client_certificate,
         http2: false,
     })
+}
+
+/// How instances are reached over TLS.
+fn upstream_tls(section: &Gateway) -> UpstreamTls {
+    let tls = &section.upstream.tls;
+    UpstreamTls {
+        ca: tls.ca.clone(),
+        server_name: tls.server_name.clone(),
+        insecure: tls.insecure_skip_verify,
+    }
+}
+
+/// Reads certificates and keys as a start would.
+pub fn check_tls(section: &Gateway) -> anyhow::Result<()> {
+    if let Some(tls) = tls(section) {
+        tls.check().context("gateway.tls")?;
+    }
+    upstream_tls(section).check().context("gateway.upstream.tls")
 }
 
 fn instances(section: &Gateway) -> Vec<fairlead_wire::msg::InstanceInfo> {

@@ -12,7 +12,7 @@ import openai
 import pytest
 from websockets.sync.client import connect
 
-from harness import Process, metric, reservations, until
+from harness import Process, metric, reservations, run, until
 from raw import DRIVERS
 from seals import Authority, Engine, Gateway
 from sockets import Engine as WebSocketEngine
@@ -244,3 +244,24 @@ def test_a_session_is_resumed(authority, simulated):
             assert sealed.session_reused == (number > 0)
             session = sealed.session
     assert isinstance(session, ssl.SSLSession)
+
+
+def test_check_reads_the_files(authority, tmp_path):
+    certificate, key = authority.issue("checked")
+    config = tmp_path / "gateway.yaml"
+
+    def check(key, ca):
+        config.write_text(
+            f"gateway:\n  tls: {{certificate: {certificate}, key: {key}}}\n  upstream: {{tls: {{ca: {ca}}}}}\n"
+        )
+        return run("check", config, check=False)
+
+    done = check(key, authority.ca)
+    assert done.returncode == 0 and "tls 0.0.0.0:8443" in done.stdout
+    for bad_key, bad_ca, said in [
+        (authority.folder / "ca-key.pem", authority.ca, "gateway.tls"),
+        (tmp_path / "none.pem", authority.ca, "none.pem"),
+        (key, config, "gateway.upstream.tls"),
+    ]:
+        done = check(bad_key, bad_ca)
+        assert done.returncode != 0 and said in done.stderr

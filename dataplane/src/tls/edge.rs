@@ -32,6 +32,16 @@ pub struct TlsOptions {
     pub http2: bool,
 }
 
+impl TlsOptions {
+    /// Reads the files as a start would.
+    ///
+    /// # Errors
+    /// They cannot be read, or do not hold what they should.
+    pub fn check(&self) -> Result<(), TlsError> {
+        load(self, stamps(self), None).map(|_| ())
+    }
+}
+
 /// What clients are shown now. Shards take the newest for every connection.
 pub struct Edge {
     options: TlsOptions,

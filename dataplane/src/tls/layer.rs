@@ -25,6 +25,9 @@ const READ_MOST: usize = 64 * 1024 + 512;
 const WRITE_MOST: usize = 64 * 1024;
 /// Unfinished records and messages of the handshake that are kept; a peer that needs more is cut off.
 const INCOMING_MOST: usize = 128 * 1024;
+/// Reads in a row whose records hold nothing for whoever reads. Tickets and the like are few; a peer that goes on with
+/// empty records would hold the shard.
+const FRUITLESS_MOST: u32 = 64;
 /// Bytes in front of a record's fragment.
 const HEADER: usize = 5;
 /// The first byte of a handshake record.
@@ -97,6 +100,8 @@ struct State<S: Stream, C: Side> {
     write: Op<Vec<u8>, (io::Result<()>, Vec<u8>)>,
     ready: Op<(), io::Result<()>>,
     ended: Option<End>,
+    /// Reads with whole records since something came.
+    fruitless: u32,
     /// Nothing more can be sent.
     deaf: bool,
     /// The notice was encrypted, or must not be.
@@ -118,6 +123,7 @@ impl<S: Stream, C: Side> Tls<S, C> {
             write: Op::new(move |bytes: Vec<u8>| writes.write_all(bytes)),
             ready: Op::new(move |()| readies.readable()),
             ended: None,
+            fruitless: 0,
             deaf: false,
             closing: false,
             fin: false,
@@ -216,8 +222,9 @@ impl<S: Stream, C: Side> State<S, C> {
     /// Makes progress until something can be read; with a `sink` for it, until something was. `Ok(false)` is the end.
     fn poll_plain(&mut self, cx: &mut Context<'_>, sink: &mut Sink<'_>) -> Poll<io::Result<bool>> {
         loop {
+            let busy = self.read.is_pending() || self.ready.is_pending();
             if let Some(end) = self.ended
-                && !self.session.has_plain()
+                && (busy || !self.session.has_plain())
             {
                 return Poll::Ready(match end {
                     End::Clean => Ok(false),
@@ -226,7 +233,8 @@ impl<S: Stream, C: Side> State<S, C> {
                 });
             }
             let mut progress = false;
-            if !self.read.is_pending() && !self.ready.is_pending() {
+            if !busy {
+                let before = self.incoming.len();
                 match self.session.advance(&mut self.incoming, &mut self.out, sink) {
                     Ok(readable) => progress = readable,
                     Err(error) => {
@@ -236,8 +244,15 @@ impl<S: Stream, C: Side> State<S, C> {
                         continue;
                     }
                 }
+                self.fruitless = match progress {
+                    true => 0,
+                    false => self.fruitless + u32::from(self.incoming.len() < before),
+                };
                 if self.incoming.is_empty() {
                     self.incoming = BytesMut::new();
+                }
+                if self.fruitless > FRUITLESS_MOST {
+                    self.broken();
                 }
                 if self.session.closed && self.ended.is_none() {
                     self.ended = Some(End::Clean);

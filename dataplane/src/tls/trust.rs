@@ -38,6 +38,16 @@ pub struct UpstreamTls {
     pub insecure: bool,
 }
 
+impl UpstreamTls {
+    /// Reads the files as a start would.
+    ///
+    /// # Errors
+    /// They cannot be read or used, or the name is none.
+    pub fn check(&self) -> Result<(), TlsError> {
+        Trust::new(self).map(|_| ())
+    }
+}
+
 /// What was made of [`UpstreamTls`].
 #[derive(Clone)]
 pub struct Trust {

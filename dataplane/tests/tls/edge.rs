@@ -313,3 +313,22 @@ fn a_drain_ends_idle_connections_with_a_notice() {
         eventually("the shard ends", || secure.rig.gateway.shared().shards_running() == 0);
     });
 }
+
+#[test]
+fn records_that_hold_nothing_do_not_go_on_for_ever() {
+    on_each_driver(|driver| {
+        let engine = Engine::simple();
+        let secure = Secure::new(driver, &engine);
+        let mut client = secure.client();
+        client.send(chat("hello"));
+        assert_eq!(client.answer().status, 200);
+        // Each asks for new keys; whoever serves has an end of patience.
+        for _ in 0..5000 {
+            if client.stream.conn.refresh_traffic_keys().is_err() || client.stream.flush().is_err() {
+                break;
+            }
+        }
+        eventually("it is closed", || secure.rig.gateway.shared().connections.used() == 0);
+        assert_eq!(secure.ask(chat("hello")).status, 200);
+    });
+}
