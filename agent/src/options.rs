@@ -246,8 +246,8 @@ impl Settings {
         }
         let given = advertise.is_some();
         let address = advertise.unwrap_or_else(|| origin.authority().to_owned());
-        let host =
-            host_of(&address).map_err(|why| AgentError::Advertise { address: address.clone(), why })?;
+        let host = host_of(address.strip_prefix("https://").unwrap_or(&address))
+            .map_err(|why| AgentError::Advertise { address: address.clone(), why })?;
         if !given && origin.is_loopback() && !is_local(&scheduler) {
             tracing::warn!(
                 engine = engine_url,

@@ -10,7 +10,7 @@ use fairlead_routing::Fleet;
 
 use crate::options::GatewayOptions;
 use crate::runtime::{ActiveDriver, Executor, Listener, Monoio, bind_shared, sys};
-use crate::shard::{self, Inbox};
+use crate::shard::{self, Door, Inbox};
 use crate::shared::Shared;
 
 /// Why the data plane cannot start.
@@ -41,6 +41,7 @@ pub enum StartError {
 /// A running data plane.
 pub struct Gateway {
     addr: SocketAddr,
+    tls_addr: Option<SocketAddr>,
     driver: ActiveDriver,
     shared: Arc<Shared>,
     inboxes: Vec<Inbox>,
@@ -64,18 +65,19 @@ pub fn start_with(options: GatewayOptions, shared: Arc<Shared>) -> Result<Gatewa
     let options = Arc::new(options);
     let cores = sys::allowed_cores();
     let count = if options.shards == 0 { default_shards(cores.len()) } else { options.shards };
-    let listeners = bind_shared(options.listen, count)
-        .map_err(|source| StartError::Listen { addr: options.listen, source })?;
-    let addr = listeners
-        .first()
-        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
-        .and_then(std::net::TcpListener::local_addr)?;
+    let Doors { of_shards, addr, tls_addr } = Doors::open(&options, count)?;
     let seed = if options.seed == 0 { random_seed() } else { options.seed };
 
     let (report, reports) = mpsc::channel();
-    let mut gateway =
-        Gateway { addr, driver: ActiveDriver::Epoll, shared, inboxes: Vec::new(), threads: Vec::new() };
-    for (index, listener) in listeners.into_iter().enumerate() {
+    let mut gateway = Gateway {
+        addr,
+        tls_addr,
+        driver: ActiveDriver::Epoll,
+        shared,
+        inboxes: Vec::new(),
+        threads: Vec::new(),
+    };
+    for (index, doors) in of_shards.into_iter().enumerate() {
         let inbox = Inbox::default();
         gateway.inboxes.push(inbox.clone());
         let core = if options.pin && count <= cores.len() { cores.get(index).copied() } else { None };
@@ -106,10 +108,10 @@ pub fn start_with(options: GatewayOptions, shared: Arc<Shared>) -> Result<Gatewa
             let _ended = Ended(shared.clone());
             let _ = report.send(Ok(driver));
             executor.run(async {
-                match Listener::from_std(listener, driver) {
-                    Ok(listener) => {
-                        shard::run(Monoio(driver), listener, options, shared, inbox, seed).await;
-                    }
+                let door =
+                    |(listener, secure)| Ok(Door { listener: Listener::from_std(listener, driver)?, secure });
+                match doors.into_iter().map(door).collect::<io::Result<Vec<_>>>() {
+                    Ok(doors) => shard::run(Monoio(driver), doors, options, shared, inbox, seed).await,
                     Err(error) => tracing::error!(shard = index, %error, "shard ended"),
                 }
             });
@@ -127,6 +129,33 @@ pub fn start_with(options: GatewayOptions, shared: Arc<Shared>) -> Result<Gatewa
         }
     }
     Ok(gateway)
+}
+
+/// What the shards listen at: for each its listeners, and whether TLS is spoken there.
+struct Doors {
+    of_shards: Vec<Vec<(std::net::TcpListener, bool)>>,
+    addr: SocketAddr,
+    tls_addr: Option<SocketAddr>,
+}
+
+impl Doors {
+    /// One port or two. Where the TLS port is the plain one, only TLS is spoken.
+    fn open(options: &GatewayOptions, shards: usize) -> Result<Self, StartError> {
+        let tls = options.tls.as_ref().map(|tls| tls.listen);
+        let plain = Some(options.listen).filter(|addr| tls != Some(*addr) || addr.port() == 0);
+        let mut of_shards: Vec<Vec<_>> = (0..shards).map(|_| Vec::new()).collect();
+        let mut bound = [None, None];
+        for ((addr, secure), bound) in [(plain, false), (tls, true)].into_iter().zip(&mut bound) {
+            let Some(addr) = addr else { continue };
+            let listeners =
+                bind_shared(addr, shards).map_err(|source| StartError::Listen { addr, source })?;
+            *bound = listeners.first().map(std::net::TcpListener::local_addr).transpose()?;
+            of_shards.iter_mut().zip(listeners).for_each(|(doors, one)| doors.push((one, secure)));
+        }
+        let [addr, tls_addr] = bound;
+        let addr = addr.or(tls_addr).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        Ok(Self { of_shards, addr, tls_addr })
+    }
 }
 
 /// Counts a shard out, also when it panics.
@@ -156,9 +185,14 @@ fn random_seed() -> u64 {
 }
 
 impl Gateway {
-    /// The traffic address, with the port that was taken.
+    /// The traffic address, with the port that was taken; the TLS port's where there is no other.
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// The address of the TLS port, with the port that was taken.
+    pub fn tls_addr(&self) -> Option<SocketAddr> {
+        self.tls_addr
     }
 
     /// The driver in use.

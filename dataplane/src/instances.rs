@@ -11,7 +11,7 @@ use fairlead_wire::msg::{InstanceInfo, ServingRole, Transfer};
 pub struct StaticInstance {
     /// Unique name.
     pub name: String,
-    /// `host:port` of its HTTP server.
+    /// `host:port` of its HTTP server, `https://host:port` where it speaks TLS, or `unix:/path`.
     pub address: String,
     /// Models that it serves.
     pub models: Vec<String>,

@@ -24,6 +24,7 @@ mod shard;
 mod shared;
 #[cfg(feature = "sim")]
 pub mod sim;
+mod tls;
 mod token_mode;
 
 pub use control::{ControlOptions, ControlledGateway, start_controlled};
@@ -34,4 +35,5 @@ pub use options::{
 };
 pub use shard::{AnswerNote, Gauge, Inbox, PlacementNote, Share, SpeedNote, readiness};
 pub use shared::{LearntCount, LearntCounts, Shared};
+pub use tls::{TlsError, TlsOptions, UpstreamTls};
 pub use token_mode::{TokenMode, TokenModels};

@@ -7,6 +7,7 @@ use fairlead_routing::{PolicyName, Settings, Slo};
 
 use crate::http::HeadLimits;
 use crate::runtime::Driver;
+use crate::tls::{TlsOptions, UpstreamTls};
 use crate::token_mode::TokenModels;
 
 /// Settings of the data plane. Every limit has a defined behaviour at the limit, named at the field.
@@ -14,6 +15,10 @@ use crate::token_mode::TokenModels;
 pub struct GatewayOptions {
     /// Address of the traffic port; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// Serves clients over TLS; `None` for plain connections only.
+    pub tls: Option<TlsOptions>,
+    /// How instances are reached whose address begins with `https://`; `None` reaches none of these.
+    pub upstream_tls: Option<UpstreamTls>,
     /// Shard threads; 0 takes all processors the process may use, less one from four up.
     pub shards: usize,
     /// Pin each shard to a processor of its own. Shards beyond the number of processors are not pinned.
@@ -52,6 +57,8 @@ impl Default for GatewayOptions {
     fn default() -> Self {
         Self {
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0),
+            tls: None,
+            upstream_tls: None,
             shards: 0,
             pin: true,
             driver: Driver::Auto,

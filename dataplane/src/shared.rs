@@ -18,6 +18,7 @@ use crate::prefill_down::PrefillDown;
 use crate::routing::Routing;
 use crate::runtime::Bell;
 use crate::shard::{AnswerNote, Gauge, Offload, PlacementNote, SpeedNote};
+use crate::tls::{Edge, Trust};
 use crate::token_mode::TokenModels;
 
 /// Blocks of all queued placements together: 32 MiB of hashes.
@@ -65,6 +66,10 @@ pub struct Shared {
     pub(crate) prefill_down: PrefillDown,
     /// When the scheduler was last heard, microseconds of the process's clock; 0 is never.
     heard_us: AtomicU64,
+    /// What clients are shown over TLS, where they are served so.
+    pub(crate) edge: Option<Arc<Edge>>,
+    /// How instances are reached over TLS, where they may be.
+    pub(crate) trust: Option<Trust>,
     /// Client connections open.
     pub connections: Arc<Gauge>,
     /// Requests being forwarded.
@@ -100,7 +105,8 @@ impl Shared {
     /// State for the shards of one gateway.
     ///
     /// # Errors
-    /// Descriptors are exhausted, or `options.routing` names a policy or profile that does not exist.
+    /// Descriptors are exhausted, `options.routing` names a policy or profile that does not exist, or a certificate or
+    /// key cannot be used.
     pub fn new(options: &GatewayOptions, fleet: Arc<Fleet>) -> io::Result<Arc<Self>> {
         Self::with_helper(options, fleet, Offload::default())
     }
@@ -111,6 +117,7 @@ impl Shared {
         offload: Offload,
     ) -> io::Result<Arc<Self>> {
         let limits = &options.limits;
+        let invalid = |error| io::Error::new(io::ErrorKind::InvalidInput, error);
         Ok(Arc::new(Self {
             fleet,
             cluster_seed: AtomicU64::new(options.cluster_seed),
@@ -121,6 +128,8 @@ impl Shared {
             degraded: Degraded::default(),
             prefill_down: PrefillDown::default(),
             heard_us: AtomicU64::new(0),
+            edge: options.tls.as_ref().map(Edge::new).transpose().map_err(invalid)?,
+            trust: options.upstream_tls.as_ref().map(Trust::new).transpose().map_err(invalid)?,
             connections: Gauge::new(limits.max_connections),
             in_flight: Gauge::new(limits.max_in_flight),
             body_bytes: Gauge::new(limits.body_budget),
@@ -268,6 +277,27 @@ impl Shared {
         let held = self.sync_lock.lock().unwrap_or_else(PoisonError::into_inner);
         // Whether it came or the time ran out, the shards start now.
         let _ = self.sync_changed.wait_timeout_while(held, limit, |()| !self.is_synced());
+    }
+
+    /// Has certificate and key of the TLS port read again, soon.
+    pub fn reload_tls(&self) {
+        if let Some(edge) = &self.edge {
+            edge.ask();
+            self.bell.ring();
+        }
+    }
+
+    /// How often they were read anew, and how often in vain.
+    pub fn tls_reloads(&self) -> (u64, u64) {
+        self.edge.as_ref().map_or((0, 0), |edge| edge.reloads())
+    }
+
+    /// Reads them again where they were changed or that was asked for. For the control thread, or whoever stands in for
+    /// it.
+    pub fn check_tls(&self) {
+        if let Some(edge) = &self.edge {
+            edge.check();
+        }
     }
 
     /// Whether the gateway has stopped accepting.

@@ -28,7 +28,7 @@ pub struct AgentArgs {
     /// Folder with certificate and key, as `fairlead certs` writes it
     #[arg(long, value_name = "DIR")]
     identity: Option<PathBuf>,
-    /// Address at which gateways reach the engine; default is the engine URL's
+    /// Address at which gateways reach the engine, `https://HOST:PORT` over TLS; default is the engine URL's
     #[arg(long, value_name = "HOST:PORT")]
     advertise: Option<String>,
     /// Unique name of the instance, which clients are told; default is the certificate's, else the host's name and six

@@ -26,6 +26,7 @@ pub fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
         // What only its start would find out.
         gateway::options(&config)?;
     }
+    gateway::check_tls(&config.gateway)?;
     let roles = [
         ("gateway", config.gateway_identity(), Role::Gateway),
         ("scheduler", config.scheduler_identity(), Role::Scheduler),
@@ -46,8 +47,9 @@ pub fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     let or_none = |text: Option<String>| text.unwrap_or_else(|| "none".into());
     out::line(format_args!("{}: ok", args.config.display()));
     out::line(format_args!(
-        "gateway:   listen {}, admin {}, policy {}, scheduler {}, {} fixed instances",
+        "gateway:   listen {}, tls {}, admin {}, policy {}, scheduler {}, {} fixed instances",
         gateway.listen,
+        or_none(gateway.tls.certificate.as_ref().map(|_| gateway.tls.listen.to_string())),
         or_none(gateway.admin.map(|a| a.to_string())),
         routing::policy(gateway)?,
         or_none(gateway.scheduler.as_ref().map(|a| a.as_str().to_owned())),

@@ -10,7 +10,7 @@ use fairlead_config::{Config, Driver, Gateway, HandoffSetting, Shards};
 use fairlead_dataplane::http::HeadLimits;
 use fairlead_dataplane::{
     ControlOptions, ControlledGateway, GatewayOptions, Limits, RetryOptions, StaticInstance, Timeouts,
-    start_controlled,
+    TlsOptions, UpstreamTls, start_controlled,
 };
 use fairlead_replication::ReplicaConfig;
 use fairlead_transport::{ANY_NAME, LinkOptions};
@@ -40,15 +40,21 @@ pub fn run(args: GatewayArgs) -> anyhow::Result<ExitCode> {
     let gateway = start_controlled(options, control)?;
     let admin = gateway.admin_addr().map(|addr| format!(" admin=http://{addr}")).unwrap_or_default();
     let data = gateway.gateway();
+    let tls = data.tls_addr();
+    let plain = (tls != Some(data.addr())).then(|| format!("http://{}", data.addr()));
+    let secure = tls.map(|addr| format!("https://{addr}"));
+    let urls = [plain, secure].into_iter().flatten().collect::<Vec<_>>().join(" ");
     out::line(format_args!(
-        "ready: http://{}{admin} policy={} shards={} driver={}",
-        data.addr(),
+        "ready: {urls}{admin} policy={} shards={} driver={}",
         data.shared().policy(),
         data.shards(),
         data.driver()
     ));
     signals::runtime(1)?.block_on(async {
         let mut stop = signals::Stop::listen()?;
+        if tls.is_some() {
+            signals::on_hangup(gateway.gateway().shared().clone(), |shared| shared.reload_tls())?;
+        }
         stop.recv().await;
         drain(gateway, &mut stop).await
     })
@@ -107,6 +113,8 @@ pub fn options(config: &Config) -> anyhow::Result<(GatewayOptions, ControlOption
     };
     let options = GatewayOptions {
         listen: section.listen,
+        tls: tls(section),
+        upstream_tls: Some(upstream_tls(section)),
         shards: match section.shards {
             Shards::Auto => 0,
             Shards::Exactly(count) => count,
@@ -153,6 +161,37 @@ pub fn options(config: &Config) -> anyhow::Result<(GatewayOptions, ControlOption
         ..GatewayOptions::default()
     };
     Ok((options, control))
+}
+
+/// The TLS port, where there is a certificate.
+fn tls(section: &Gateway) -> Option<TlsOptions> {
+    let tls = &section.tls;
+    Some(TlsOptions {
+        listen: tls.listen,
+        certificate: tls.certificate.clone()?,
+        key: tls.key.clone()?,
+        client_ca: tls.client_ca.clone(),
+        require_client_certificate: tls.require_client_certificate,
+        http2: false,
+    })
+}
+
+/// How instances are reached over TLS.
+fn upstream_tls(section: &Gateway) -> UpstreamTls {
+    let tls = &section.upstream.tls;
+    UpstreamTls {
+        ca: tls.ca.clone(),
+        server_name: tls.server_name.clone(),
+        insecure: tls.insecure_skip_verify,
+    }
+}
+
+/// Reads certificates and keys as a start would.
+pub fn check_tls(section: &Gateway) -> anyhow::Result<()> {
+    if let Some(tls) = tls(section) {
+        tls.check().context("gateway.tls")?;
+    }
+    upstream_tls(section).check().context("gateway.upstream.tls")
 }
 
 fn instances(section: &Gateway) -> Vec<fairlead_wire::msg::InstanceInfo> {

@@ -26,6 +26,17 @@ impl Stop {
     }
 }
 
+/// Does something at every SIGHUP, for as long as the runtime lasts.
+pub fn on_hangup<T: Send + 'static>(with: T, act: impl Fn(&T) + Send + 'static) -> anyhow::Result<()> {
+    let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            act(&with);
+        }
+    });
+    Ok(())
+}
+
 /// A runtime for the parts that are not on a shard.
 pub fn runtime(threads: usize) -> anyhow::Result<tokio::runtime::Runtime> {
     let mut builder = if threads <= 1 {

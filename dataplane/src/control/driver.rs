@@ -33,6 +33,8 @@ const FRAMES_US: u64 = 500;
 const STABLE: Duration = Duration::from_secs(3);
 /// Interval at which the replica's status is shown to scrapes.
 const STATUS_US: u64 = 100_000;
+/// Interval at which files are looked at that may be changed while the gateway runs.
+const FILES_US: u64 = 3_000_000;
 
 type Connecting = Pin<Box<dyn Future<Output = Result<(Link, Welcome), ConnectError>> + Send>>;
 
@@ -71,6 +73,8 @@ pub(super) struct Driver {
     uplink: Uplink,
     linked_at: Instant,
     next_status_us: u64,
+    /// When files are looked at next; never where there are none.
+    next_files_us: u64,
     /// The last complaint about the scheduler, not to be repeated at every attempt.
     complaint: String,
     admin: Option<tokio::task::JoinHandle<()>>,
@@ -109,6 +113,7 @@ impl Driver {
             let listener = TcpListener::from_std(listener).map_err(failed)?;
             admin = Some(tokio::spawn(admin::serve(listener, shared.clone(), status.clone())));
         }
+        let next_files_us = if shared.edge.is_some() { now } else { u64::MAX };
         let uplink = if options.scheduler.is_some() { Uplink::Pausing(Instant::now()) } else { Uplink::None };
         let driver = Self {
             desk,
@@ -121,6 +126,7 @@ impl Driver {
             uplink,
             linked_at: Instant::now(),
             next_status_us: now,
+            next_files_us,
             complaint: String::new(),
             options,
             admin,
@@ -141,6 +147,7 @@ impl Driver {
             }
             self.send();
             self.show(now);
+            self.check_files(now);
             match self.sleep(&mut stop).await {
                 Woken::Frame(received) => self.received(received),
                 Woken::Connected(outcome) => self.connected(outcome),
@@ -179,9 +186,19 @@ impl Driver {
         }
     }
 
+    /// Certificate and key are looked at now and then, and when that was asked for.
+    fn check_files(&mut self, now: u64) {
+        if let Some(edge) = &self.shared.edge
+            && (now >= self.next_files_us || edge.is_asked())
+        {
+            self.next_files_us = now + FILES_US;
+            edge.check();
+        }
+    }
+
     async fn sleep(&mut self, stop: &mut watch::Receiver<bool>) -> Woken {
         let now = now_us();
-        let due = self.desk.due(now);
+        let due = self.desk.due(now).min(self.next_files_us);
         self.shared.bell().arm();
         let waiting = self.shared.has_placements() || due <= now;
         if waiting {

@@ -54,6 +54,11 @@ const TOKEN_MODE: Definition = Definition::new(
     "Of models with a tokenizer: 1 while prompts are routed by token ids, 0 since the tokenizer was found to be wrong",
     &["model"],
 );
+const TLS_RELOADS: Definition = Definition::new(
+    "fairlead_tls_reloads_total",
+    "Times that certificate and key of the TLS port were read anew, and whether they could be used",
+    &["outcome"],
+);
 const BODY_BYTES: Definition = Definition::new("fairlead_body_bytes", "Bytes of request bodies held", &[]);
 
 /// The newest status of the replica, with the time at which it was taken.
@@ -115,6 +120,14 @@ pub(super) fn register(registry: &Registry, shared: &Arc<Shared>, status: &Publi
     registry.gauge_callback(&names::PREFILL_DOWN, move |samples| {
         of.prefill_down.each(|model, on| samples.push(&[model], f64::from(u8::from(on))));
     });
+    if shared.edge.is_some() {
+        let of = shared.clone();
+        registry.counter_callback(&TLS_RELOADS, move |samples| {
+            let (done, failed) = of.tls_reloads();
+            samples.push(&["loaded"], done as f64);
+            samples.push(&["failed"], failed as f64);
+        });
+    }
     let of = shared.clone();
     registry.gauge_callback(&BODY_BYTES, move |s| s.push(&[], of.body_bytes.used() as f64));
 

@@ -27,6 +27,7 @@ use fairlead_wire::msg::{Handoff, Transfer};
 pub use params::{PushPeer, told};
 
 use crate::http::RequestId;
+use crate::tls::place;
 
 /// Port of SGLang's bootstrap server where nobody tells another.
 const BOOTSTRAP_PORT: u16 = 8998;
@@ -159,7 +160,7 @@ impl Deal {
             }
             Handoff::SharedStore => (Order::Sequential, Way::Unsaid, plain, false),
             Handoff::Sidecar => {
-                (Order::DecodeOnly, Way::Beside(prefill.address.as_ref().to_owned()), plain, false)
+                (Order::DecodeOnly, Way::Beside(place(&prefill.address).to_owned()), plain, false)
             }
             Handoff::LmcachePd => return Err("the router does not speak this hand-off"),
         };
@@ -234,7 +235,7 @@ impl Room {
         let number = number >> 2;
         let number = number - number % ranks + u64::from(prefill.rank) % ranks;
         Self {
-            host: host(told.unwrap_or(&prefill.address)),
+            host: host(told.unwrap_or(place(&prefill.address))),
             port,
             number,
             rank: (ranks > 1).then_some(prefill.rank),

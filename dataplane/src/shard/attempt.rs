@@ -22,6 +22,7 @@ use crate::http::{
     BodyReader, ClientBody, ClientHead, OutgoingBody, RequestIdRule, ResponseHead, UpstreamHead,
 };
 use crate::runtime::{Direction, Link, Runtime, Stream as _, is_local};
+use crate::tls::place;
 
 /// Longest explain record in an answer's head, bytes.
 const EXPLAIN_HEADER: usize = 2048;
@@ -394,5 +395,5 @@ impl<R: Runtime> Attempts<'_, R> {
 
 /// What an engine is called where the client has not said: a path is no host.
 fn host(address: &str) -> &str {
-    if is_local(address) { "localhost" } else { address }
+    if is_local(address) { "localhost" } else { place(address) }
 }

@@ -59,14 +59,19 @@ enum HeadRead {
     Close,
 }
 
-/// Serves a connection to its end. `slot` is its share of the connection limit.
-pub async fn serve<R: Runtime>(shard: Rc<Shard<R>>, socket: Link<R::Socket>, slot: Share) {
-    let guard = shard.deadlines.register(socket.handle());
-    let watch = Watch::new(socket.clone());
+/// Serves a connection to its end, over TLS if it is to be `secure`. `slot` is its share of the connection limit.
+pub async fn serve<R: Runtime>(shard: Rc<Shard<R>>, socket: R::Socket, secure: bool, slot: Share) {
+    let link = Link::Plain(socket.clone());
+    // The deadline ends the connection itself, whatever comes to stand above it.
+    let guard = shard.deadlines.register(link.handle());
+    let watch = Watch::new(link.clone());
     let proxied = shard.options.proxy_protocol;
     let (buf, head) = (BytesMut::new(), RequestHead::new());
-    let mut conn = Conn { shard, socket, guard, buf, watch, head, client: None, served: 0 };
+    let mut conn = Conn { shard, socket: link, guard, buf, watch, head, client: None, served: 0 };
     if proxied && !Box::pin(conn.read_proxied()).await {
+        return;
+    }
+    if secure && !Box::pin(conn.shake_hands(socket)).await {
         return;
     }
     loop {
@@ -337,7 +342,7 @@ impl<R: Runtime> Conn<R> {
 
     /// Ends our side and reads on for a while: a close with unread bytes would reset the connection and take the
     /// answer away from the client.
-    async fn linger(&mut self) {
+    pub(super) async fn linger(&mut self) {
         if self.guard.fired() || self.watch.is_gone() {
             return;
         }

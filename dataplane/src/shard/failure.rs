@@ -54,6 +54,8 @@ pub fn failed(cause: Cause) -> Refusal {
         Cause::HandoffRefused => {
             Refusal::new(502, "the engine did not take what another one had prefilled").code("upstream_error")
         }
+        Cause::Untrusted => Refusal::new(502, "no trusted TLS connection to the engine comes about")
+            .code("upstream_untrusted"),
         Cause::Exhausted => Refusal::new(503, "the router is out of sockets").retry_after(1),
         Cause::Busy => Refusal::new(503, "the engine is busy").retry_after(1),
     }

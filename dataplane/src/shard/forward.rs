@@ -392,7 +392,7 @@ impl<R: Runtime> Attempts<'_, R> {
 
     fn note_failure(&self, target: &Arc<TargetEntry>, cause: Cause) {
         match cause {
-            Cause::Refused | Cause::ConnectTimeout => {
+            Cause::Refused | Cause::ConnectTimeout | Cause::Untrusted => {
                 target.cells.connect_failed(R::now_us());
                 probe::begin(self.shard, target);
             }

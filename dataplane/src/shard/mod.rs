@@ -17,6 +17,7 @@ mod pool;
 mod probe;
 mod relay;
 mod routes;
+mod secure;
 mod speed;
 mod split;
 mod tokenise;
@@ -41,8 +42,9 @@ use fairlead_routing::Scratch;
 use crate::http::{RequestIds, ResponseHead};
 use crate::options::GatewayOptions;
 use crate::routing::SpeltOut;
-use crate::runtime::{Acceptor, Either, Link, Notify, Runtime, Stream, either};
+use crate::runtime::{Acceptor, Either, Notify, Runtime, Stream, either};
 use crate::shared::Shared;
+use crate::tls::Trust;
 
 use budget::RetryBudget;
 use deadlines::Deadlines;
@@ -53,6 +55,8 @@ use pool::Pool;
 const ACCEPT_BATCH: usize = 64;
 /// Pause after an accept that failed because descriptors or memory are exhausted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Pause between two complaints about instances.
+const COMPLAINTS_US: u64 = 10_000_000;
 /// Parsed answer heads kept for reuse.
 const KEPT_HEADS: usize = 64;
 
@@ -76,6 +80,8 @@ pub(crate) struct Shard<R: Runtime> {
     pub runtime: R,
     pub deadlines: Rc<Deadlines<R>>,
     pub pool: Pool<R>,
+    /// How instances are reached over TLS.
+    pub trust: Option<Trust>,
     pub retries: RetryBudget,
     pub probes: probe::Probes,
     pub metrics: Metrics,
@@ -86,6 +92,7 @@ pub(crate) struct Shard<R: Runtime> {
     pub push_peers: split::PushPeers,
     pub farewells: websocket::Farewells,
     connections: Cell<usize>,
+    complained_us: Cell<u64>,
     random: Cell<u64>,
 }
 
@@ -96,6 +103,7 @@ impl<R: Runtime> Shard<R> {
             runtime,
             deadlines: Rc::default(),
             pool: Pool::new(options.timeouts.pool_idle, options.limits.pool_per_target),
+            trust: shared.trust.as_ref().map(Trust::of_shard),
             retries: RetryBudget::new(&options.retry),
             probes: probe::Probes::default(),
             metrics: Metrics::new(shared.registry()),
@@ -106,6 +114,7 @@ impl<R: Runtime> Shard<R> {
             push_peers: split::PushPeers::default(),
             farewells: websocket::Farewells::default(),
             connections: Cell::new(0),
+            complained_us: Cell::new(0),
             random: Cell::new(mix(seed ^ 3)),
             options,
             shared,
@@ -117,6 +126,16 @@ impl<R: Runtime> Shard<R> {
         let next = self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
         self.random.set(next);
         mix(next)
+    }
+
+    /// Whether a complaint about instances may be logged now: one in some seconds is enough.
+    pub fn may_complain(&self) -> bool {
+        let now = R::now_us();
+        let may = now >= self.complained_us.get();
+        if may {
+            self.complained_us.set(now + COMPLAINTS_US);
+        }
+        may
     }
 
     /// Keeps a parsed head's memory for the next answer.
@@ -139,7 +158,7 @@ fn mix(z: u64) -> u64 {
 /// them off.
 pub(crate) async fn run<R: Runtime>(
     runtime: R,
-    listener: R::Listener,
+    doors: Vec<Door<R::Listener>>,
     options: Arc<GatewayOptions>,
     shared: Arc<Shared>,
     inbox: Inbox,
@@ -147,8 +166,8 @@ pub(crate) async fn run<R: Runtime>(
 ) {
     let shard = Shard::new(options, shared, runtime, seed);
     R::spawn(sweep(shard.clone()));
-    accept_until_drain(&shard, &listener, &inbox).await;
-    drop(listener);
+    accept_until_drain(&shard, &doors, &inbox).await;
+    drop(doors);
     // Connections that wait for a request end at once; those that serve one end with their answer.
     while shard.connections.get() > 0 {
         shard.deadlines.end_idle();
@@ -169,17 +188,27 @@ async fn sweep<R: Runtime>(shard: Rc<Shard<R>>) {
     }
 }
 
-async fn accept_until_drain<R: Runtime>(shard: &Rc<Shard<R>>, listener: &R::Listener, inbox: &Inbox) {
+/// Where connections come in.
+pub(crate) struct Door<L> {
+    /// Takes them.
+    pub listener: L,
+    /// They begin with a TLS handshake.
+    pub secure: bool,
+}
+
+async fn accept_until_drain<R: Runtime>(shard: &Rc<Shard<R>>, doors: &[Door<R::Listener>], inbox: &Inbox) {
     let mut last_complaint_us = 0;
     loop {
         if shard.shared.is_draining() {
             // What the kernel has already accepted for us is served; then the door is shut.
-            accept_waiting(shard, listener, usize::MAX).ok();
+            accept_waiting(shard, doors, usize::MAX).ok();
             return;
         }
-        match accept_waiting(shard, listener, ACCEPT_BATCH) {
+        match accept_waiting(shard, doors, ACCEPT_BATCH) {
             Ok(Accepted::All) => {
-                if let Either::First(Err(error)) = either(listener.ready(), inbox.notify.notified()).await {
+                if let Either::First(Err(error)) =
+                    either(any_ready::<R>(doors), inbox.notify.notified()).await
+                {
                     tracing::warn!(%error, "waiting for connections failed");
                     R::sleep(ACCEPT_PAUSE).await;
                 }
@@ -198,6 +227,17 @@ async fn accept_until_drain<R: Runtime>(shard: &Rc<Shard<R>>, listener: &R::List
     }
 }
 
+/// Waits until a connection may be waiting at one of the doors.
+async fn any_ready<R: Runtime>(doors: &[Door<R::Listener>]) -> std::io::Result<()> {
+    match doors {
+        [one] => one.listener.ready().await,
+        [one, other, ..] => match either(one.listener.ready(), other.listener.ready()).await {
+            Either::First(result) | Either::Second(result) => result,
+        },
+        [] => std::future::pending().await,
+    }
+}
+
 enum Accepted {
     All,
     Batch,
@@ -205,21 +245,37 @@ enum Accepted {
 
 fn accept_waiting<R: Runtime>(
     shard: &Rc<Shard<R>>,
-    listener: &R::Listener,
+    doors: &[Door<R::Listener>],
+    most: usize,
+) -> std::io::Result<Accepted> {
+    let mut all = Accepted::All;
+    for door in doors {
+        if let Accepted::Batch = accept_at(shard, door, most)? {
+            all = Accepted::Batch;
+        }
+    }
+    Ok(all)
+}
+
+fn accept_at<R: Runtime>(
+    shard: &Rc<Shard<R>>,
+    door: &Door<R::Listener>,
     most: usize,
 ) -> std::io::Result<Accepted> {
     for _ in 0..most {
-        let Some(socket) = listener.take()? else { return Ok(Accepted::All) };
+        let Some(socket) = door.listener.take()? else { return Ok(Accepted::All) };
         let Some(slot) = shard.shared.connections.take(1) else {
             // A last word that fits any socket buffer; whoever does not get to read it sees a reset, which is true.
-            let _ = socket.send_now(FULL);
+            if !door.secure {
+                let _ = socket.send_now(FULL);
+            }
             continue;
         };
         shard.connections.set(shard.connections.get() + 1);
-        let shard = shard.clone();
+        let (shard, secure) = (shard.clone(), door.secure);
         R::spawn(async move {
             let counted = Counted(shard.clone());
-            conn::serve(shard, Link::Plain(socket), slot).await;
+            conn::serve(shard, socket, secure, slot).await;
             drop(counted);
         });
     }

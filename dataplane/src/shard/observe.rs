@@ -27,6 +27,24 @@ const TOKENISED: Definition = Definition::new(
     &["model", "how"],
 );
 
+const HANDSHAKES: Definition = Definition::new(
+    "fairlead_tls_handshakes_total",
+    "TLS handshakes with clients: full, resumed, or why none came about",
+    &["outcome"],
+);
+
+/// How handshakes of clients end, beside [`Failure::as_str`](crate::tls::Failure::as_str).
+pub struct Handshake;
+
+impl Handshake {
+    /// All of it.
+    pub const FULL: &str = "full";
+    /// From an earlier session.
+    pub const RESUMED: &str = "resumed";
+    /// It took too long.
+    pub const LATE: &str = "late";
+}
+
 /// One shard's cells.
 pub struct Metrics {
     requests: RefCell<Local<Counter>>,
@@ -40,6 +58,7 @@ pub struct Metrics {
     tokenised: RefCell<Local<Counter>>,
     handoffs: RefCell<Local<Counter>>,
     handoff_time: Histogram,
+    handshakes: RefCell<Local<Counter>>,
 }
 
 impl Metrics {
@@ -56,6 +75,7 @@ impl Metrics {
             overhead: histogram(&names::OVERHEAD, Buckets::OVERHEAD),
             tokenised: counters(&TOKENISED),
             handoffs: counters(&names::HANDOFFS),
+            handshakes: counters(&HANDSHAKES),
             handoff_time: histogram(&names::HANDOFF_TIME, Buckets::LATENCY),
             cached_prediction: histogram(&names::CACHED_TOKENS_PREDICTION, Buckets::RATIO),
             ttft_prediction: histogram(&names::TTFT_PREDICTION, Buckets::RATIO),
@@ -70,6 +90,11 @@ impl Metrics {
     /// Counts a prompt of a model that has a tokenizer.
     pub fn tokenised(&self, model: &str, how: &str) {
         self.tokenised.borrow_mut().get(&[model, how]).inc();
+    }
+
+    /// Counts a handshake with a client, by its end.
+    pub fn shook_hands(&self, how: &str) {
+        self.handshakes.borrow_mut().get(&[how]).inc();
     }
 
     /// Counts a retry.

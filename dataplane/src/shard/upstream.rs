@@ -10,10 +10,12 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use fairlead_routing::TargetEntry;
 
-use super::Shard;
 use super::watch::{Probe, Watch};
+use super::{Shard, secure};
 use crate::http::{Framing, HeadLimits, Parsed, ResponseHead};
 use crate::runtime::{Direction, Link, Runtime, Stream, local_path};
+
+use crate::tls::https_address;
 
 /// Buffer for the head of an answer and for events of a stream.
 pub const READ_SMALL: usize = 8 * 1024;
@@ -40,6 +42,8 @@ pub enum Cause {
     PrefillTimeout,
     /// The engine did not take what another one prefilled.
     HandoffRefused,
+    /// The target does not speak TLS, or its certificate is not trusted.
+    Untrusted,
 }
 
 /// The engine switched protocols though nobody had asked for it.
@@ -57,6 +61,7 @@ impl Cause {
             Self::Busy => "busy",
             Self::PrefillTimeout => "prefill_timeout",
             Self::HandoffRefused => "handoff_refused",
+            Self::Untrusted => "untrusted",
         }
     }
 }
@@ -104,18 +109,36 @@ pub async fn acquire<R: Runtime>(
         return Ok(upstream);
     }
     let patience = shard.options.timeouts.connect;
-    let connected = match target.address.parse::<SocketAddr>() {
+    if let Some(address) = https_address(&target.address) {
+        // Boxed, so that a connection without TLS holds no space for one with.
+        let socket = Box::pin(async {
+            let socket = connect(shard, address, patience).await?;
+            secure::to_instance(shard, socket, address, patience).await
+        });
+        return Ok(Upstream { socket: socket.await?, reused: false });
+    }
+    let socket = connect(shard, &target.address, patience).await?;
+    Ok(Upstream { socket: Link::Plain(socket), reused: false })
+}
+
+/// A new connection to `address`.
+async fn connect<R: Runtime>(
+    shard: &Shard<R>,
+    address: &str,
+    patience: Duration,
+) -> Result<R::Socket, Cause> {
+    let connected = match address.parse::<SocketAddr>() {
         Ok(addr) => shard.runtime.connect(addr, patience).await,
-        Err(_) => match local_path(&target.address) {
+        Err(_) => match local_path(address) {
             Some(path) => shard.runtime.connect_local(path),
             None => {
-                let addr = R::resolve(&target.address).await.ok_or(Cause::Refused)?;
+                let addr = R::resolve(address).await.ok_or(Cause::Refused)?;
                 shard.runtime.connect(addr, patience).await
             }
         },
     };
     match connected {
-        Ok(socket) => Ok(Upstream { socket: Link::Plain(socket), reused: false }),
+        Ok(socket) => Ok(socket),
         Err(error) => Err(match (error.kind(), error.raw_os_error()) {
             (io::ErrorKind::TimedOut, _) => Cause::ConnectTimeout,
             (_, Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL)) => {

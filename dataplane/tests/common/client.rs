@@ -32,8 +32,8 @@ impl Answer {
 }
 
 /// A client's connection.
-pub struct Client {
-    pub stream: TcpStream,
+pub struct Client<S = TcpStream> {
+    pub stream: S,
     buf: Vec<u8>,
     ended: bool,
 }
@@ -44,11 +44,7 @@ impl Client {
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        Self { stream, buf: Vec::new(), ended: false }
-    }
-
-    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        self.stream.write_all(bytes.as_ref()).unwrap();
+        Self::over(stream)
     }
 
     /// Closes the sending side.
@@ -59,6 +55,18 @@ impl Client {
     /// Closes with a reset.
     pub fn reset(self) {
         socket2::SockRef::from(&self.stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+    }
+}
+
+impl<S: Read + Write> Client<S> {
+    /// Over any stream.
+    pub fn over(stream: S) -> Self {
+        Self { stream, buf: Vec::new(), ended: false }
+    }
+
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).unwrap();
+        self.stream.flush().unwrap();
     }
 
     fn fill(&mut self) -> bool {

@@ -36,6 +36,9 @@ struct Args {
     /// `routing`, `decision`: prefill and decode apart, and nothing else.
     #[arg(long)]
     pd: bool,
+    /// `relay`: clients speak TLS, beside nginx and HAProxy with TLS.
+    #[arg(long)]
+    tls: bool,
 }
 
 fn main() -> ExitCode {
@@ -73,11 +76,13 @@ fn run(args: &Args) -> anyhow::Result<()> {
         matches!(program.name, "relay" | "stream") || args.only.is_none(),
         "--only is for `relay` and `stream`"
     );
+    ensure!(program.name == "relay" || !args.tls, "--tls is for `relay`");
     let options = Options {
         quick: args.quick,
         check: args.check,
         write: args.write.clone(),
         pd: args.pd,
+        tls: args.tls,
         only: args.only.clone(),
     };
     present(program.name, args.json.as_deref(), |sheet| (program.run)(&options, sheet))

@@ -12,6 +12,7 @@ mod routing;
 mod schema;
 mod sections;
 mod setting;
+mod tls;
 mod types;
 
 pub use error::ConfigError;
@@ -24,8 +25,10 @@ pub use sections::{
     Upstream,
 };
 pub use setting::{Setting, Size};
+pub use tls::{Tls, UpstreamTls};
 pub use types::{
-    BasePath, Driver, Endpoints, HostPort, HttpUrl, InstanceUrl, KvEvents, LogFilter, LogFormat, Shards,
+    Advertised, BasePath, Driver, Endpoints, HostPort, HttpUrl, InstanceUrl, KvEvents, LogFilter, LogFormat,
+    Shards,
 };
 
 use std::path::Path;

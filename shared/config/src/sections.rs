@@ -5,8 +5,10 @@ use crate::handoff::{Details, HandoffSetting, Label, Part, has_bootstrap};
 use crate::routing::{Explain, Named, PolicySettings, PolicyText, Profile, SidePolicy, Slo};
 use crate::schema::{Check, section};
 use crate::setting::{Setting, Size};
+use crate::tls::{Tls, UpstreamTls};
 use crate::types::{
-    BasePath, Driver, Endpoints, HostPort, HttpUrl, InstanceUrl, KvEvents, LogFilter, LogFormat, Shards,
+    Advertised, BasePath, Driver, Endpoints, HostPort, HttpUrl, InstanceUrl, KvEvents, LogFilter, LogFormat,
+    Shards,
 };
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -57,6 +59,8 @@ section! {
         listen: SocketAddr = everywhere(8080);
         /// Address of `/metrics`, `/healthz`, `/readyz` and `/debug/*`. Not for clients: keep it on a private address.
         admin: Option<SocketAddr> = Some(here(8081));
+        /// A port for clients that speak TLS.
+        tls: Tls = Tls::default();
         /// Name of this gateway, unique in the cluster. Without it: the name in the certificate, or host name and
         /// process where the certificate fits any name.
         name: Option<String> = None;
@@ -146,7 +150,7 @@ section! {
         /// Its name in metrics and logs, and what clients are told. Without it: `instance-1` for the first in the list,
         /// and so on.
         name: Option<String> = None;
-        /// Where it is. Must be given.
+        /// Where it is: `http://HOST:PORT`, `https://HOST:PORT` (see `upstream.tls`), or `unix:/PATH`. Must be given.
         url: Option<InstanceUrl> = None;
         /// Names of the models it serves. Must be given: without a scheduler nobody asks the engine.
         models: Vec<String> = Vec::new();
@@ -247,6 +251,8 @@ section! {
         idle: Duration = secs(2) => ms(1), secs(3600);
         /// Idle connections of one shard to one target; beyond it the oldest is closed.
         max_per_target: usize = 1024 => 0, 65_536;
+        /// How instances are reached that speak TLS.
+        tls: UpstreamTls = UpstreamTls::default();
     }
 }
 
@@ -300,8 +306,9 @@ section! {
         /// Folder with the agent's certificate and key. Needed.
         identity: Option<PathBuf> = None;
         /// Where gateways reach the engine, when they cannot use `engine`: an agent beside its engine in a pod says
-        /// `http://127.0.0.1:8000` there and the pod's address here.
-        advertise: Option<HostPort> = None;
+        /// `http://127.0.0.1:8000` there and the pod's address here. `https://HOST:PORT` where they are to use TLS, which
+        /// something in front of the engine ends.
+        advertise: Option<Advertised> = None;
         /// Address of `/metrics`, `/healthz` and `/readyz`.
         listen: Option<SocketAddr> = Some(here(7402));
         /// Name of the instance, unique in the cluster; clients are told it. Without it: the name in the certificate, or
@@ -383,6 +390,11 @@ impl Check for Gateway {
             let allowed = "another address than listen's";
             return Err(ConfigError::value(&join(path, "admin"), self.listen, allowed));
         }
+        let tls = self.tls.certificate.as_ref().map(|_| self.tls.listen);
+        if tls.is_some() && tls == self.admin && self.tls.listen.port() != 0 {
+            let allowed = "another address than admin's";
+            return Err(ConfigError::value(&join(path, "tls.listen"), self.tls.listen, allowed));
+        }
         let mut models: Vec<_> =
             self.models.iter().map(|model| model.name.as_deref().unwrap_or("*")).collect();
         models.sort_unstable();
@@ -434,7 +446,7 @@ impl Instance {
     /// Its bootstrap server, `host:port`: the one given, or that of its host where its part needs one.
     pub fn bootstrap(&self) -> Option<String> {
         let own = || {
-            let InstanceUrl::Http(url) = self.url.as_ref()? else { return None };
+            let (InstanceUrl::Http(url) | InstanceUrl::Https(url)) = self.url.as_ref()? else { return None };
             let (host, _) = url.authority().as_str().rsplit_once(':')?;
             Some(format!("{host}:{BOOTSTRAP_PORT}"))
         };
@@ -452,11 +464,13 @@ impl Check for Instance {
         let at = join(path, "url");
         match &self.url {
             None => Err(ConfigError::Missing { path: at, allowed: InstanceUrl::allowed() }),
-            Some(InstanceUrl::Http(url)) if !url.path().is_empty() => Err(ConfigError::value(
-                &at,
-                url,
-                "a URL without a path: the client's path is what the engine gets",
-            )),
+            Some(InstanceUrl::Http(url) | InstanceUrl::Https(url)) if !url.path().is_empty() => {
+                Err(ConfigError::value(
+                    &at,
+                    url,
+                    "a URL without a path: the client's path is what the engine gets",
+                ))
+            }
             Some(url @ InstanceUrl::Unix(_)) if matches!(self.handoff, HandoffSetting::Is(_)) => {
                 Err(ConfigError::value(&at, url.address(), "a URL with a host: other engines connect to it"))
             }

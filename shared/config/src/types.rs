@@ -59,13 +59,17 @@ pub struct HttpUrl {
 impl HttpUrl {
     /// Reads a URL; the port is 80 when none is given.
     pub fn parse(text: &str) -> Option<Self> {
-        let rest = text.strip_prefix("http://")?;
+        Self::behind_scheme(text.strip_prefix("http://")?, 80)
+    }
+
+    fn behind_scheme(rest: &str, default_port: u16) -> Option<Self> {
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let path = path.trim_end_matches('/');
         if !path.is_empty() && !is_path(path) {
             return None;
         }
-        let authority = HostPort::parse(authority).or_else(|| HostPort::parse(&format!("{authority}:80")))?;
+        let authority =
+            HostPort::parse(authority).or_else(|| HostPort::parse(&format!("{authority}:{default_port}")))?;
         Some(Self { authority, path: path.to_owned() })
     }
 
@@ -98,21 +102,28 @@ impl Setting for HttpUrl {
     }
 }
 
-/// Where an instance is: `http://host[:port]`, or `unix:/path` for a socket of this machine.
+/// Where an instance is: `http://host[:port]`, `https://host[:port]`, or `unix:/path` for a socket of this machine.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum InstanceUrl {
     /// Over TCP.
     Http(HttpUrl),
+    /// Over TLS.
+    Https(HttpUrl),
     /// The path of a Unix socket.
     Unix(String),
 }
 
+/// How the address of an instance begins that speaks TLS.
+const HTTPS: &str = "https://";
 /// Longest path of a Unix socket: the kernel's limit, less the zero at its end.
 const MAX_SOCKET_PATH: usize = 107;
 
 impl InstanceUrl {
     /// Reads either form.
     pub fn parse(text: &str) -> Option<Self> {
+        if let Some(rest) = text.strip_prefix(HTTPS) {
+            return HttpUrl::behind_scheme(rest, 443).map(Self::Https);
+        }
         let Some(path) = text.strip_prefix("unix:") else { return HttpUrl::parse(text).map(Self::Http) };
         let good = path.starts_with('/')
             && path.len() <= MAX_SOCKET_PATH
@@ -120,10 +131,11 @@ impl InstanceUrl {
         good.then(|| Self::Unix(path.to_owned()))
     }
 
-    /// As a gateway connects to it: `host:port`, or `unix:/path`.
+    /// As a gateway connects to it: `host:port`, `https://host:port`, or `unix:/path`.
     pub fn address(&self) -> String {
         match self {
             Self::Http(url) => url.authority().to_string(),
+            Self::Https(url) => format!("{HTTPS}{}", url.authority()),
             Self::Unix(path) => format!("unix:{path}"),
         }
     }
@@ -131,7 +143,7 @@ impl InstanceUrl {
 
 impl Setting for InstanceUrl {
     fn allowed() -> String {
-        "a URL like `http://HOST:PORT`, or `unix:/PATH`".into()
+        "a URL like `http://HOST:PORT` or `https://HOST:PORT`, or `unix:/PATH`".into()
     }
     fn read(value: &Value, path: &str) -> Result<Self, ConfigError> {
         read_text(value, path, Self::parse)
@@ -139,8 +151,37 @@ impl Setting for InstanceUrl {
     fn show(&self) -> String {
         match self {
             Self::Http(url) => url.to_string(),
+            Self::Https(url) => format!("{HTTPS}{}{}", url.authority(), url.path()),
             Self::Unix(_) => self.address(),
         }
+    }
+}
+
+/// Where gateways reach an agent's engine: `host:port`, or `https://host:port` over TLS.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Advertised(String);
+
+impl Advertised {
+    /// Reads either form.
+    pub fn parse(text: &str) -> Option<Self> {
+        HostPort::parse(text.strip_prefix(HTTPS).unwrap_or(text)).map(|_| Self(text.to_owned()))
+    }
+
+    /// As written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Setting for Advertised {
+    fn allowed() -> String {
+        "HOST:PORT or `https://HOST:PORT`, an IPv6 address in brackets".into()
+    }
+    fn read(value: &Value, path: &str) -> Result<Self, ConfigError> {
+        read_text(value, path, Self::parse)
+    }
+    fn show(&self) -> String {
+        self.0.clone()
     }
 }
 

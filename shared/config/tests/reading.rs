@@ -36,6 +36,7 @@ gateway:
     - {name: a, url: "http://10.0.0.1:8000", models: [m1, m2]}
     - {url: http://engine-b, models: [m1]}
     - {url: "unix:/run/engine.sock", models: [m1]}
+    - {url: "https://engine-c", models: [m1]}
   proxy_protocol: true
   max_body: 1MiB
   max_head: 8192
@@ -59,9 +60,9 @@ log: {level: "warn,fairlead_agent=debug", format: json}
     assert_eq!(gateway.scheduler.as_ref().map(|s| s.as_str()), Some("scheduler.internal:7400"));
     assert_eq!(gateway.policy.as_ref().map(|policy| policy.as_str()), Some("round-robin"));
     let names: Vec<_> = (0..).zip(&gateway.instances).map(|(at, instance)| instance.name(at)).collect();
-    assert_eq!(names, ["a", "instance-2", "instance-3"], "never an address");
+    assert_eq!(names, ["a", "instance-2", "instance-3", "instance-4"], "never an address");
     let places: Vec<_> = gateway.instances.iter().map(|i| i.url.as_ref().map(|url| url.address())).collect();
-    let wanted = ["10.0.0.1:8000", "engine-b:80", "unix:/run/engine.sock"];
+    let wanted = ["10.0.0.1:8000", "engine-b:80", "unix:/run/engine.sock", "https://engine-c:443"];
     assert_eq!(places, wanted.map(|place| Some(place.to_owned())));
     assert!(gateway.proxy_protocol);
     assert_eq!(gateway.instances[0].models, ["m1", "m2"]);
@@ -137,6 +138,22 @@ fn refusals_name_key_value_and_what_is_allowed() {
         ("gateway: {shards: 0}", &["gateway.shards", "0", "1 to 1024"]),
         ("gateway: {shards: many}", &["gateway.shards", "\"many\"", "`auto`"]),
         ("gateway: {driver: kqueue}", &["gateway.driver", "\"kqueue\"", "`uring`"]),
+        ("gateway: {tls: {certificate: /c}}", &["gateway.tls.key", "missing", "path"]),
+        ("gateway: {tls: {key: /k}}", &["gateway.tls.certificate", "missing"]),
+        ("gateway: {tls: {require_client_certificate: true}}", &["gateway.tls.client_ca"]),
+        (
+            "gateway: {admin: '1.2.3.4:5', tls: {listen: '1.2.3.4:5', certificate: /c, key: /k}}",
+            &["gateway.tls.listen", "1.2.3.4:5", "admin"],
+        ),
+        (
+            "gateway: {upstream: {tls: {ca: /c, insecure_skip_verify: true}}}",
+            &["gateway.upstream.tls.insecure_skip_verify", "ca"],
+        ),
+        ("agent: {advertise: 'https://a'}", &["agent.advertise", "https://HOST:PORT"]),
+        (
+            "gateway: {instances: [{url: 'https://a/path', models: [m]}]}",
+            &["gateway.instances[0].url", "path"],
+        ),
         ("gateway: {base_path: 'api/'}", &["gateway.base_path", "\"api/\"", "without a slash"]),
         ("gateway: {base_path: '/a/../b'}", &["gateway.base_path", "/a/../b"]),
         ("gateway: {max_body: 64 Moo}", &["gateway.max_body", "64 Moo", "`64MiB`"]),
@@ -153,7 +170,7 @@ fn refusals_name_key_value_and_what_is_allowed() {
         ("gateway: {instances: {url: x}}", &["gateway.instances", "list"]),
         ("gateway: {instances: [{name: a}]}", &["gateway.instances[0].url", "missing", "http://"]),
         ("gateway: {instances: [{url: 'http://a'}]}", &["gateway.instances[0].models", "missing", "names"]),
-        ("gateway: {instances: [{url: 'https://a'}]}", &["gateway.instances[0].url", "https://a", "http://"]),
+        ("gateway: {instances: [{url: 'ftp://a'}]}", &["gateway.instances[0].url", "ftp://a", "http://"]),
         (
             "gateway: {instances: [{url: 'http://a/v1'}]}",
             &["gateway.instances[0].url", "http://a:80/v1", "path"],

@@ -45,6 +45,7 @@ pub fn run(options: &Options, sheet: &mut Sheet) -> anyhow::Result<()> {
     let engine = NullEngine::start(TARGETS, &cores, 1)?;
     let folder = Folder::new()?;
     let setting = Setting {
+        seal: None,
         engines: engine.addrs().to_vec(),
         streams: true,
         connections: streams,

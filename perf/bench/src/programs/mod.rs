@@ -39,6 +39,8 @@ pub struct Options {
     pub write: Option<PathBuf>,
     /// `routing`, `decision`: prefill and decode apart alone.
     pub pd: bool,
+    /// `relay`: clients speak TLS.
+    pub tls: bool,
     /// `relay`, `stream`: this case alone.
     pub only: Option<String>,
 }

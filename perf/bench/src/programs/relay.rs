@@ -6,6 +6,9 @@
 //! vllm-router with `cache_aware` where they are installed (`perf/setup`), and the [floor]. No two prompts share a block, so every request is a full
 //! scan and hash, a miss, and a new path in the index.
 //!
+//! With `--tls` the clients speak TLS 1.3 (AES-128-GCM, an ECDSA certificate, connections that are kept) to ours, nginx
+//! and HAProxy, and processor time alone is measured.
+//!
 //! - *processor time*: 64 connections, each of which sends its next request when it has its answer; time of all threads
 //!   of the process (for ours that includes the control thread) over requests, in the same window.
 //! - *added latency*: 200 requests/s at fixed times, counted from those times; quantile through the process less the
@@ -21,6 +24,7 @@ use crate::proxy::engine::{Answer, NullEngine};
 use crate::proxy::floor;
 use crate::proxy::load::Load;
 use crate::proxy::poll::raise_descriptors;
+use crate::proxy::seal::Seal;
 use crate::proxy::subjects::{Folder, Kind, Setting, Subject, start_all};
 
 use super::{Options, say};
@@ -33,6 +37,8 @@ const ADDED_P99: Metric = Metric::new("added_latency_p99_us", "us");
 const BODIES: [(&str, usize); 3] = [("1 KB", 1 << 10), ("10 KB", 10 << 10), ("100 KB", 100 << 10)];
 /// Who is measured. nginx comes first of the others: the bar is its.
 const KINDS: [Kind; 6] = [Kind::Ours, Kind::Nginx, Kind::Haproxy, Kind::Floor, Kind::Sglang, Kind::Vllm];
+/// Who is measured with TLS.
+const SEALED: [Kind; 3] = [Kind::Ours, Kind::Nginx, Kind::Haproxy];
 /// Connections of the closed loop.
 const CONNECTIONS: usize = 64;
 /// Requests a second of the open one.
@@ -72,26 +78,31 @@ pub fn run(options: &Options, sheet: &mut Sheet) -> anyhow::Result<()> {
     let engine = NullEngine::start(TARGETS, &cores, 1)?;
     engine.answer(Answer::Whole);
     let folder = Folder::new()?;
+    let seal = options.tls.then(|| Seal::new(folder.path())).transpose()?;
     let setting = Setting {
         engines: engine.addrs().to_vec(),
         streams: false,
         connections: CONNECTIONS,
         index: "256MiB",
+        seal: seal.clone(),
         cores: cores.clone(),
     };
+    let kinds: &[Kind] = if options.tls { &SEALED } else { &KINDS };
     let mut missing = Vec::new();
-    let subjects = start_all(&KINDS, &setting, &folder, &mut missing)?;
+    let subjects = start_all(kinds, &setting, &folder, &mut missing)?;
     pin(&cores, 1);
     crate::kit::clock::sleep_exactly();
 
-    let mut measure = Measure { engine, plan, sheet, seed: 0, direct: Vec::new(), control: Vec::new() };
+    let mut measure = Measure { engine, seal, plan, sheet, seed: 0, direct: Vec::new(), control: Vec::new() };
     for round in 0..measure.plan.rounds {
         say(&format!("round {} of {}", round + 1, measure.plan.rounds));
         for (case, body) in BODIES.into_iter().filter(|(case, _)| options.wants(case)) {
             for subject in &subjects {
                 measure.cpu(subject, case, body)?;
             }
-            measure.latency(&subjects, case, body)?;
+            if !options.tls {
+                measure.latency(&subjects, case, body)?;
+            }
         }
     }
     let Measure { direct, control, sheet, .. } = measure;
@@ -101,6 +112,10 @@ pub fn run(options: &Options, sheet: &mut Sheet) -> anyhow::Result<()> {
         };
         let p50: Vec<_> = direct.iter().map(|(case, p50, _)| (*case, *p50)).collect();
         let p99: Vec<_> = direct.iter().map(|(case, _, p99)| (*case, *p99)).collect();
+        if options.tls {
+            sheet.note(format!("{case}: of ours {:.2} us/request are not the shard's", of(&control)));
+            continue;
+        }
         sheet.note(format!(
             "{case}: straight to the engine p50 {:.0} us, p99 {:.0} us; of ours {:.2} us/request are not the shard's",
             of(&p50),
@@ -114,6 +129,7 @@ pub fn run(options: &Options, sheet: &mut Sheet) -> anyhow::Result<()> {
 
 struct Measure<'a> {
     engine: NullEngine,
+    seal: Option<Seal>,
     plan: Plan,
     sheet: &'a mut Sheet,
     seed: u64,
@@ -129,7 +145,8 @@ impl Measure<'_> {
 
     fn cpu(&mut self, subject: &Subject, case: &'static str, body: usize) -> anyhow::Result<()> {
         let template = Template::new(subject.addr, body, false);
-        let mut load = Load::connect(&template, subject.addr, CONNECTIONS, self.seed())?;
+        let seed = self.seed();
+        let mut load = Load::connect_with(&template, subject.addr, CONNECTIONS, seed, self.seal.as_ref())?;
         let process = &subject.process;
         let mut others = [0.0; 2];
         let mut asked = 0;

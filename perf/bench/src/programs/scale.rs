@@ -47,6 +47,7 @@ pub fn run(options: &Options, sheet: &mut Sheet) -> anyhow::Result<()> {
         Load::connect(&Template::new(addr, body, streamed), addr, connections, seed)
     };
     let setting = |engine: &NullEngine, connections| Setting {
+        seal: None,
         engines: engine.addrs().to_vec(),
         streams: true,
         connections,

@@ -66,6 +66,7 @@ pub fn run(options: &Options, sheet: &mut Sheet) -> anyhow::Result<()> {
     sleep_exactly();
     let most = PACED.iter().map(|(_, streams, _)| *streams).max().unwrap_or(0);
     let setting = Setting {
+        seal: None,
         engines: engine.addrs().to_vec(),
         streams: true,
         connections: most,

@@ -5,16 +5,17 @@
 //! sent meanwhile (no coordinated omission).
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use hdrhistogram::Histogram;
 
 use super::body::Template;
-use super::poll::{Poll, READ, WRITE, connect};
+use super::poll::{Poll, READ, WRITE};
 use super::reply::{Reply, Seen, Stamps};
+use super::seal::{Line, Seal};
 use crate::kit::clock::machine_ns;
 
 /// Buffer of a read.
@@ -48,7 +49,7 @@ pub struct Window {
 }
 
 struct Conn {
-    socket: TcpStream,
+    line: Line,
     template: Template,
     sent: usize,
     waiting: bool,
@@ -60,6 +61,7 @@ struct Conn {
 /// A number of connections to one address.
 pub struct Load {
     to: SocketAddr,
+    seal: Option<Seal>,
     poll: Poll,
     conns: Vec<Conn>,
     idle: Vec<usize>,
@@ -88,8 +90,23 @@ impl Load {
         connections: usize,
         seed: u64,
     ) -> anyhow::Result<Self> {
+        Self::connect_with(template, to, connections, seed, None)
+    }
+
+    /// The same, with TLS where there is a seal.
+    ///
+    /// # Errors
+    /// As above, or no handshake comes about.
+    pub fn connect_with(
+        template: &Template,
+        to: SocketAddr,
+        connections: usize,
+        seed: u64,
+        seal: Option<&Seal>,
+    ) -> anyhow::Result<Self> {
         let mut load = Self {
             to,
+            seal: seal.cloned(),
             poll: Poll::new()?,
             conns: Vec::with_capacity(connections),
             idle: Vec::with_capacity(connections),
@@ -103,10 +120,10 @@ impl Load {
                 // On loopback connecting never waits, so whoever accepts must be given the time to.
                 std::thread::sleep(Duration::from_micros(500));
             }
-            let socket = connect(to).with_context(|| format!("connection {n} to {to}"))?;
-            load.poll.add(&socket, n, READ)?;
+            let line = Line::connect(to, seal).with_context(|| format!("connection {n} to {to}"))?;
+            load.poll.add(&line.socket, n, READ)?;
             load.conns.push(Conn {
-                socket,
+                line,
                 template: template.clone(),
                 sent: 0,
                 waiting: false,
@@ -298,24 +315,27 @@ impl Load {
         let conn = &mut self.conns[n];
         let (first, second) = conn.template.parts();
         let whole = first.len() + second.len();
-        while conn.sent < whole {
-            let result = match first.get(conn.sent..) {
-                Some(left) if !left.is_empty() => {
-                    conn.socket.write_vectored(&[IoSlice::new(left), IoSlice::new(second)])
-                }
-                _ => conn.socket.write(&second[conn.sent - first.len()..]),
-            };
-            match result {
-                Ok(count) => conn.sent += count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    conn.waiting = true;
-                    return Ok(self.poll.change(&conn.socket, n, READ | WRITE)?);
-                }
-                Err(error) => return Err(error).context("sending a request"),
+        let result = loop {
+            if conn.sent == whole {
+                break conn.line.flush();
             }
+            let left = first.get(conn.sent..).unwrap_or_default();
+            let behind = &second[conn.sent.saturating_sub(first.len())..];
+            match conn.line.write(left, behind) {
+                Ok(count) => conn.sent += count,
+                Err(error) => break Err(error),
+            }
+        };
+        match result {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                conn.waiting = true;
+                return Ok(self.poll.change(&conn.line.socket, n, READ | WRITE)?);
+            }
+            Err(error) => return Err(error).context("sending a request"),
         }
         if std::mem::take(&mut conn.waiting) {
-            self.poll.change(&conn.socket, n, READ)?;
+            self.poll.change(&conn.line.socket, n, READ)?;
         }
         Ok(())
     }
@@ -336,49 +356,50 @@ impl Load {
     }
 
     fn read(&mut self, n: usize) -> anyhow::Result<()> {
-        let conn = &mut self.conns[n];
-        let count = match conn.socket.read(&mut self.buffer) {
-            Ok(0) => return self.closed_by_peer(n),
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-            Err(error) => return Err(error).with_context(|| format!("reading an answer of {}", self.to)),
-        };
-        let now = machine_ns();
-        let bytes = &self.buffer[..count];
-        let window = &mut self.window;
-        if conn.template.streamed() {
-            let recording = self.recording;
-            window.reads += u64::from(recording);
-            conn.stamps.feed(bytes, |at| {
-                if recording {
-                    window.tokens += 1;
-                    window.paths.saturating_record(now.saturating_sub(at).max(1));
-                }
-            });
-        }
-        match conn.reply.feed(bytes) {
-            Seen::More => {}
-            Seen::Complete => {
-                if self.recording {
-                    window.requests += 1;
-                    window.times.saturating_record(now.saturating_sub(conn.began_ns).max(1));
-                }
-                self.idle.push(n);
+        let Self { to, conns, idle, buffer, recording, window, .. } = self;
+        let (conn, recording) = (&mut conns[n], *recording);
+        let Conn { line, template, began_ns, reply, stamps, .. } = conn;
+        let result = line.read(buffer, |bytes| {
+            let now = machine_ns();
+            if template.streamed() {
+                window.reads += u64::from(recording);
+                stamps.feed(bytes, |at| {
+                    if recording {
+                        window.tokens += 1;
+                        window.paths.saturating_record(now.saturating_sub(at).max(1));
+                    }
+                });
             }
-            Seen::Bad => {
-                let said = String::from_utf8_lossy(&bytes[..count.min(600)]);
-                bail!("{} answers: {said}", self.to);
+            match reply.feed(bytes) {
+                Seen::More => {}
+                Seen::Complete => {
+                    if recording {
+                        window.requests += 1;
+                        window.times.saturating_record(now.saturating_sub(*began_ns).max(1));
+                    }
+                    idle.push(n);
+                }
+                Seen::Bad => {
+                    let said = String::from_utf8_lossy(&bytes[..bytes.len().min(600)]);
+                    bail!("{to} answers: {said}");
+                }
             }
+            Ok(())
+        })?;
+        match result {
+            Ok(0) => self.closed_by_peer(n),
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(error) => Err(error).with_context(|| format!("reading an answer of {to}")),
         }
-        Ok(())
     }
 
     /// A proxy may close a connection between two requests.
     fn closed_by_peer(&mut self, n: usize) -> anyhow::Result<()> {
         ensure!(self.idle.contains(&n), "{} closed a connection in the middle of an answer", self.to);
         let conn = &mut self.conns[n];
-        conn.socket = connect(self.to)?;
+        conn.line = Line::connect(self.to, self.seal.as_ref())?;
         (conn.reply, conn.stamps) = Default::default();
-        Ok(self.poll.add(&conn.socket, n, READ)?)
+        Ok(self.poll.add(&conn.line.socket, n, READ)?)
     }
 }

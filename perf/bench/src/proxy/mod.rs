@@ -13,4 +13,5 @@ pub mod load;
 pub mod poll;
 pub mod process;
 pub mod reply;
+pub mod seal;
 pub mod subjects;

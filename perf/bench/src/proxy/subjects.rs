@@ -13,6 +13,7 @@ use super::body::Template;
 use super::floor;
 use super::load::Load;
 use super::process::Process;
+use super::seal::Seal;
 use crate::programs::say;
 
 /// Longest wait for a process to serve.
@@ -68,6 +69,8 @@ pub struct Setting {
     pub connections: usize,
     /// Bytes of the prefix index of the gateway, as its configuration has them.
     pub index: &'static str,
+    /// Clients speak TLS.
+    pub seal: Option<Seal>,
     /// All cores, the first for the process under test.
     pub cores: Vec<usize>,
 }
@@ -96,6 +99,13 @@ impl Folder {
         let path = std::env::temp_dir().join(format!("fairlead-perf-{}", std::process::id()));
         std::fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
         Ok(Self(path))
+    }
+}
+
+impl Folder {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
     }
 }
 
@@ -189,7 +199,7 @@ pub fn start(kind: Kind, setting: &Setting, folder: &Folder) -> anyhow::Result<S
         Kind::Vllm => run(python("vllm-router", "vllm_router.launch_router", addr, setting)?)?,
         Kind::Floor => floor::start(addr, &setting.engines, cores, core, &log)?,
     };
-    if let Err(error) = serves(addr, &mut process) {
+    if let Err(error) = serves(addr, setting.seal.as_ref(), &mut process) {
         let said = std::fs::read_to_string(&log).unwrap_or_default();
         let last: Vec<_> = said.lines().rev().take(3).collect();
         bail!("{} does not serve: {error:#}; it said: {}", kind.name(), last.join(" / "));
@@ -198,12 +208,12 @@ pub fn start(kind: Kind, setting: &Setting, folder: &Folder) -> anyhow::Result<S
 }
 
 /// Waits until a request is answered.
-fn serves(addr: SocketAddr, process: &mut Process) -> anyhow::Result<()> {
+fn serves(addr: SocketAddr, seal: Option<&Seal>, process: &mut Process) -> anyhow::Result<()> {
     let start = Instant::now();
     let template = Template::new(addr, 512, false);
     loop {
-        let answered =
-            Load::connect(&template, addr, 1, 0xff_ffff).and_then(|mut load| load.count(1).map(|_| ()));
+        let answered = Load::connect_with(&template, addr, 1, 0xff_ffff, seal)
+            .and_then(|mut load| load.count(1).map(|_| ()));
         match answered {
             Ok(()) => return Ok(()),
             Err(error) if start.elapsed() > START || !process.runs() => return Err(error),
@@ -246,10 +256,14 @@ fn python(peer: &str, module: &str, addr: SocketAddr, setting: &Setting) -> anyh
 
 fn ours(addr: SocketAddr, setting: &Setting) -> String {
     let mut text = format!(
-        "gateway:\n  listen: {addr}\n  admin: 127.0.0.1:0\n  shards: 1\n  policy: prefix-cache\n  index_bytes: {}\n  \
-         instances:\n",
+        "gateway:\n  listen: {addr}\n  admin: 127.0.0.1:0\n  shards: 1\n  policy: prefix-cache\n  index_bytes: {}\n",
         setting.index
     );
+    if let Some(Seal { certificate, key, .. }) = &setting.seal {
+        let (certificate, key) = (certificate.display(), key.display());
+        let _ = writeln!(text, "  tls: {{listen: '{addr}', certificate: '{certificate}', key: '{key}'}}");
+    }
+    text.push_str("  instances:\n");
     for engine in &setting.engines {
         let _ = writeln!(text, "    - {{url: 'http://{engine}', models: [m]}}");
     }
@@ -267,6 +281,14 @@ fn nginx(addr: SocketAddr, setting: &Setting, home: &Path) -> String {
     for engine in &setting.engines {
         let _ = writeln!(upstream, "    server {engine};");
     }
+    let (mut ssl, mut files) = ("", String::new());
+    if let Some(Seal { certificate, key, .. }) = &setting.seal {
+        let (certificate, key) = (certificate.display(), key.display());
+        ssl = " ssl";
+        files = format!(
+            "    ssl_certificate {certificate};\n    ssl_certificate_key {key};\n    ssl_protocols TLSv1.3;\n"
+        );
+    }
     // Without a master process the one worker is the process itself.
     format!(
         "daemon off;\nmaster_process off;\nworker_processes 1;\npid {home}/pid;\nerror_log {home}/error warn;\n\
@@ -275,7 +297,7 @@ fn nginx(addr: SocketAddr, setting: &Setting, home: &Path) -> String {
          fastcgi_temp_path {home}/fastcgi;\n  uwsgi_temp_path {home}/uwsgi;\n  scgi_temp_path {home}/scgi;\n  \
          client_max_body_size 64m;\n  client_body_buffer_size 256k;\n  upstream engines {{\n{upstream}    \
          keepalive {kept};\n    keepalive_requests 1000000000;\n    keepalive_timeout 600s;\n  }}\n  server {{\n    \
-         listen {addr} backlog=4096;\n    keepalive_requests 1000000000;\n    keepalive_timeout 600s;\n    location / \
+         listen {addr}{ssl} backlog=4096;\n{files}    keepalive_requests 1000000000;\n    keepalive_timeout 600s;\n    location / \
          {{\n      proxy_pass http://engines;\n      proxy_http_version 1.1;\n      proxy_set_header Connection \
          \"\";\n      proxy_buffering {buffering};\n      proxy_read_timeout 600s;\n      proxy_send_timeout \
          600s;\n    }}\n  }}\n}}\n"
@@ -286,6 +308,8 @@ fn haproxy(addr: SocketAddr, setting: &Setting) -> String {
     // It closes idle connections to servers when a share of its descriptors is in use: there are enough.
     let connections = (setting.connections + 64).max(4_000);
     let delay = if setting.streams { "  option http-no-delay\n" } else { "" };
+    let crt = setting.seal.as_ref().map(|seal| format!(" ssl crt {} alpn http/1.1", seal.both.display()));
+    let crt = crt.unwrap_or_default();
     let mut servers = String::new();
     for (n, engine) in setting.engines.iter().enumerate() {
         let _ = writeln!(servers, "  server s{n} {engine}");
@@ -294,6 +318,6 @@ fn haproxy(addr: SocketAddr, setting: &Setting) -> String {
         "global\n  nbthread 1\n  maxconn {connections}\n  tune.pool-high-fd-ratio 98\n  \
          tune.pool-low-fd-ratio 97\ndefaults\n  mode http\n  http-reuse always\n{delay}  timeout \
          connect 5s\n  timeout client 600s\n  timeout server 600s\n  timeout http-keep-alive 600s\nfrontend front\n  \
-         bind {addr} backlog 4096\n  default_backend engines\nbackend engines\n  balance roundrobin\n{servers}"
+         bind {addr}{crt} backlog 4096\n  default_backend engines\nbackend engines\n  balance roundrobin\n{servers}"
     )
 }
