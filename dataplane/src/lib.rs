@@ -15,6 +15,7 @@ mod degraded;
 mod gateway;
 mod handoff;
 pub mod http;
+mod http2;
 mod instances;
 mod options;
 mod prefill_down;
@@ -29,6 +30,7 @@ mod token_mode;
 
 pub use control::{ControlOptions, ControlledGateway, start_controlled};
 pub use gateway::{Gateway, StartError, start, start_with};
+pub use http2::Http2Options;
 pub use instances::{StaticInstance, static_fleet};
 pub use options::{
     GatewayOptions, Limits, ModelRouting, ProfileRouting, RetryOptions, RoutingOptions, Timeouts, Tokenising,

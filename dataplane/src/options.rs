@@ -6,6 +6,7 @@ use std::time::Duration;
 use fairlead_routing::{PolicyName, Settings, Slo};
 
 use crate::http::HeadLimits;
+use crate::http2::Http2Options;
 use crate::runtime::{Driver, Kind};
 use crate::tls::{TlsOptions, UpstreamTls};
 use crate::token_mode::TokenModels;
@@ -17,6 +18,8 @@ pub struct GatewayOptions {
     pub listen: SocketAddr,
     /// Serves clients over TLS; `None` for plain connections only.
     pub tls: Option<TlsOptions>,
+    /// How HTTP/2 is spoken with clients.
+    pub http2: Http2Options,
     /// How instances are reached whose address begins with `https://`; `None` reaches none of these.
     pub upstream_tls: Option<UpstreamTls>,
     /// Shard threads; 0 takes all processors the process may use, less one from four up.
@@ -60,6 +63,7 @@ impl Default for GatewayOptions {
         Self {
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0),
             tls: None,
+            http2: Http2Options::default(),
             upstream_tls: None,
             shards: 0,
             pin: true,

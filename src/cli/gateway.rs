@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use fairlead_config::{Config, Driver, Gateway, HandoffSetting, Runtime, Shards};
+use fairlead_config::{Config, Driver, Gateway, HandoffSetting, Runtime, Shards, Size};
 use fairlead_dataplane::http::HeadLimits;
 use fairlead_dataplane::runtime::Kind;
 use fairlead_dataplane::{
-    ControlOptions, ControlledGateway, GatewayOptions, Limits, RetryOptions, StaticInstance, Timeouts,
-    TlsOptions, UpstreamTls, start_controlled,
+    ControlOptions, ControlledGateway, GatewayOptions, Http2Options, Limits, RetryOptions, StaticInstance,
+    Timeouts, TlsOptions, UpstreamTls, start_controlled,
 };
 use fairlead_replication::ReplicaConfig;
 use fairlead_transport::{ANY_NAME, LinkOptions};
@@ -135,6 +135,7 @@ pub fn options(config: &Config) -> anyhow::Result<(GatewayOptions, ControlOption
     let options = GatewayOptions {
         listen: section.listen,
         tls: tls(section),
+        http2: http2(section),
         upstream_tls: Some(upstream_tls(section)),
         shards: match section.shards {
             Shards::Auto => 0,
@@ -197,8 +198,22 @@ fn tls(section: &Gateway) -> Option<TlsOptions> {
         key: tls.key.clone()?,
         client_ca: tls.client_ca.clone(),
         require_client_certificate: tls.require_client_certificate,
-        http2: false,
+        http2: section.http2.enabled,
     })
+}
+
+/// How HTTP/2 is spoken with clients.
+fn http2(section: &Gateway) -> Http2Options {
+    let http2 = &section.http2;
+    // The configuration bounds them.
+    let window = |size: Size| u32::try_from(size.bytes()).unwrap_or(u32::MAX);
+    Http2Options {
+        enabled: http2.enabled,
+        max_concurrent_streams: http2.max_concurrent_streams,
+        stream_window: window(http2.stream_window),
+        connection_window: window(http2.connection_window),
+        withdrawal: http2.withdrawal,
+    }
 }
 
 /// How instances are reached over TLS.

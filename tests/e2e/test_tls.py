@@ -81,7 +81,7 @@ def test_anthropic(authority, simulated):
 def test_curl(authority, simulated, version):
     body = json.dumps({**CHAT, "model": simulated.model, "max_tokens": 5})
     done = subprocess.run(
-        ["curl", "-sS", "--fail", "--cacert", authority.ca, *version.split(), "-H", "content-type: application/json",
+        ["curl", "-sS", "--fail", "--http1.1", "--cacert", authority.ca, *version.split(), "-H", "content-type: application/json",
          "-d", body, "-w", "\n%{http_version} %{ssl_verify_result} %{num_connects}\n",
          f"{simulated.secure}/v1/chat/completions", f"{simulated.secure}/v1/chat/completions"],
         capture_output=True, text=True, timeout=30, check=True,

@@ -1,6 +1,7 @@
 //! One client connection: request after request until somebody has had enough.
 
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -17,7 +18,8 @@ use super::{Shard, form, intake, websocket};
 use crate::http::form::is_form;
 use crate::http::proxy::{self, Proxied};
 use crate::http::{Framing, Parsed, RequestHead, Version};
-use crate::runtime::{Direction, Link, Runtime, Stream};
+use crate::http2::{Preface, preface};
+use crate::runtime::{Direction, Layer, Link, Runtime, Stream};
 
 /// First buffer of a request: head and body of most requests in one read.
 const FIRST_READ: usize = 16 * 1024;
@@ -37,10 +39,14 @@ pub struct Conn<R: Runtime> {
     /// The client that a load balancer speaks for.
     pub(super) client: Option<Box<str>>,
     served: u64,
+    /// HTTP/2 was agreed on while shaking hands.
+    pub(super) multiplexed: bool,
 }
 
 /// What to do after a step.
 pub enum Next {
+    /// Go on in HTTP/2, of which the beginning was read.
+    Http2,
     /// Wait for the next request.
     KeepAlive,
     /// Close; the client has sent all that it is going to send, or does not matter any more.
@@ -53,6 +59,8 @@ pub enum Next {
 enum HeadRead {
     /// A whole head of this many bytes.
     Complete(usize),
+    /// The beginning of HTTP/2.
+    Http2,
     /// Something else than a head.
     Refuse(Refusal),
     /// The client is done, or was idle for too long.
@@ -67,16 +75,25 @@ pub async fn serve<R: Runtime>(shard: Rc<Shard<R>>, socket: R::Socket, secure: b
     let watch = Watch::new(link.clone());
     let proxied = shard.options.proxy_protocol;
     let (buf, head) = (BytesMut::new(), RequestHead::new());
-    let mut conn = Conn { shard, socket: link, guard, buf, watch, head, client: None, served: 0 };
+    let mut conn =
+        Conn { shard, socket: link, guard, buf, watch, head, client: None, served: 0, multiplexed: false };
     if proxied && !Box::pin(conn.read_proxied()).await {
         return;
     }
     if secure && !Box::pin(conn.shake_hands(socket)).await {
         return;
     }
+    if conn.multiplexed {
+        Box::pin(conn.http2()).await;
+        return;
+    }
     loop {
         match conn.next().await {
             Next::KeepAlive => conn.served += 1,
+            Next::Http2 => {
+                Box::pin(conn.http2()).await;
+                break;
+            }
             Next::Close => break,
             Next::Linger => {
                 conn.linger().await;
@@ -85,6 +102,25 @@ pub async fn serve<R: Runtime>(shard: Rc<Shard<R>>, socket: R::Socket, secure: b
         }
     }
     drop(slot);
+}
+
+/// Serves the one request of a stream of HTTP/2, whose head and what came behind it are in `buf`.
+pub async fn serve_stream<R: Runtime>(
+    shard: Rc<Shard<R>>,
+    stream: Rc<dyn Layer>,
+    mut buf: BytesMut,
+    client: Option<Box<str>>,
+) {
+    if buf.len() < buf.capacity() {
+        // A body that is here already is read with its head. An error shows again at the next read.
+        std::future::poll_fn(|cx| Poll::Ready(stream.poll_read(cx, &mut buf).is_ready())).await;
+    }
+    let socket = Link::Layered(stream);
+    let guard = shard.deadlines.register(socket.handle());
+    let (watch, head) = (Watch::new(socket.clone()), RequestHead::new());
+    let mut conn = Conn { shard, socket, guard, buf, watch, head, client, served: 0, multiplexed: false };
+    // No lingering: what the client is still sending, it is told to stop.
+    conn.next().await;
 }
 
 impl<R: Runtime> Conn<R> {
@@ -103,6 +139,7 @@ impl<R: Runtime> Conn<R> {
                 self.send(out).await;
                 Next::Linger
             }
+            HeadRead::Http2 => Next::Http2,
             HeadRead::Close => Next::Close,
         }
     }
@@ -158,7 +195,14 @@ impl<R: Runtime> Conn<R> {
                         self.guard.clear();
                         return HeadRead::Complete(len);
                     }
-                    Parsed::Bad(reject) => return HeadRead::Refuse(reject.into()),
+                    Parsed::Bad(reject) => match self.preface() {
+                        Preface::Http2 => {
+                            self.guard.clear();
+                            return HeadRead::Http2;
+                        }
+                        Preface::NeedMore => {}
+                        Preface::No => return HeadRead::Refuse(reject.into()),
+                    },
                     Parsed::NeedMore => {}
                 }
             }
@@ -178,6 +222,12 @@ impl<R: Runtime> Conn<R> {
                 _ => return HeadRead::Close,
             }
         }
+    }
+
+    /// Whether what is no head of HTTP/1 begins HTTP/2 instead. Only the first bytes of a connection may.
+    fn preface(&self) -> Preface {
+        let may = self.served == 0 && self.shard.options.http2.enabled;
+        if may && matches!(self.socket, Link::Plain(_)) { preface(&self.buf) } else { Preface::No }
     }
 
     async fn request(&mut self, head_len: usize) -> Next {

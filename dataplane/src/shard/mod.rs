@@ -10,6 +10,7 @@ mod decide;
 mod failure;
 mod form;
 mod forward;
+mod http2;
 mod intake;
 mod observe;
 mod offload;
@@ -91,6 +92,8 @@ pub(crate) struct Shard<R: Runtime> {
     pub answers: RefCell<Vec<ResponseHead>>,
     pub push_peers: split::PushPeers,
     pub farewells: websocket::Farewells,
+    /// Connections of HTTP/2, which say so before they go.
+    pub goaways: websocket::Farewells,
     connections: Cell<usize>,
     complained_us: Cell<u64>,
     random: Cell<u64>,
@@ -113,6 +116,7 @@ impl<R: Runtime> Shard<R> {
             answers: RefCell::default(),
             push_peers: split::PushPeers::default(),
             farewells: websocket::Farewells::default(),
+            goaways: websocket::Farewells::default(),
             connections: Cell::new(0),
             complained_us: Cell::new(0),
             random: Cell::new(mix(seed ^ 3)),
@@ -168,6 +172,7 @@ pub(crate) async fn run<R: Runtime>(
     R::spawn(sweep(shard.clone()));
     accept_until_drain(&shard, &doors, &inbox).await;
     drop(doors);
+    shard.goaways.say();
     // Connections that wait for a request end at once; those that serve one end with their answer.
     while shard.connections.get() > 0 {
         shard.deadlines.end_idle();
@@ -271,10 +276,8 @@ fn accept_at<R: Runtime>(
             }
             continue;
         };
-        shard.connections.set(shard.connections.get() + 1);
-        let (shard, secure) = (shard.clone(), door.secure);
+        let (counted, shard, secure) = (Counted::new(shard), shard.clone(), door.secure);
         R::spawn(async move {
-            let counted = Counted(shard.clone());
             conn::serve(shard, socket, secure, slot).await;
             drop(counted);
         });
@@ -282,8 +285,15 @@ fn accept_at<R: Runtime>(
     Ok(Accepted::Batch)
 }
 
-/// One connection in the shard's count.
+/// One connection in the shard's count, or one stream of a connection.
 struct Counted<R: Runtime>(Rc<Shard<R>>);
+
+impl<R: Runtime> Counted<R> {
+    fn new(shard: &Rc<Shard<R>>) -> Self {
+        shard.connections.set(shard.connections.get() + 1);
+        Self(shard.clone())
+    }
+}
 
 impl<R: Runtime> Drop for Counted<R> {
     fn drop(&mut self) {

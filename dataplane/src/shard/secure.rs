@@ -41,6 +41,7 @@ impl<R: Runtime> Conn<R> {
                 let how = if tls.is_resumed() { Handshake::RESUMED } else { Handshake::FULL };
                 self.shard.metrics.shook_hands(how);
                 tracing::trace!(how, http2 = tls.speaks(H2), "TLS handshake with a client");
+                self.multiplexed = tls.speaks(H2);
                 self.socket = Link::Layered(tls);
                 self.watch = Watch::new(self.socket.clone());
                 true

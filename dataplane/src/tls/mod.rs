@@ -20,6 +20,7 @@ mod trust;
 pub use edge::{Edge, TlsOptions};
 pub use files::TlsError;
 pub use layer::{Failure, Tls};
+pub use op::Op;
 pub use trust::{Trust, UpstreamTls, https_address, place};
 
 /// HTTP/2, as ALPN names it.

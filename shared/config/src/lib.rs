@@ -7,6 +7,7 @@
 
 mod error;
 mod handoff;
+mod http2;
 mod reference;
 mod routing;
 mod schema;
@@ -17,6 +18,7 @@ mod types;
 
 pub use error::ConfigError;
 pub use handoff::{HandoffSetting, Label, Part};
+pub use http2::Http2;
 pub use reference::reference_markdown;
 pub use routing::{Explain, Named, POLICY_MAX, PolicySettings, PolicyText, Profile, SidePolicy, Slo};
 pub use schema::{KeyDoc, SectionDoc};

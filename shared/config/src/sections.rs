@@ -2,6 +2,7 @@
 
 use crate::error::{ConfigError, join};
 use crate::handoff::{Details, HandoffSetting, Label, Part, has_bootstrap};
+use crate::http2::Http2;
 use crate::routing::{Explain, Named, PolicySettings, PolicyText, Profile, SidePolicy, Slo};
 use crate::schema::{Check, section};
 use crate::setting::{Setting, Size};
@@ -61,6 +62,8 @@ section! {
         admin: Option<SocketAddr> = Some(here(8081));
         /// A port for clients that speak TLS.
         tls: Tls = Tls::default();
+        /// HTTP/2 with clients.
+        http2: Http2 = Http2::default();
         /// Name of this gateway, unique in the cluster. Without it: the name in the certificate, or host name and
         /// process where the certificate fits any name.
         name: Option<String> = None;
