@@ -11,6 +11,9 @@ use crate::settings::{PrefixCacheSettings, Settings};
 /// in process is taken over all. Else the candidates with fewer than three requests before their first token are
 /// kept; if none is left, those whose tokens are at most 1.3 times the mean; if none is left, the target with the
 /// fewest tokens over all. Of the kept ones the fewest tokens win; ties are drawn.
+///
+/// Of very many targets, those of a sample stand for all where the match is too short: the one with the fewest tokens among
+/// 64 drawn is nearly always among the best twentieth, and gateways that look at different ones do not herd.
 pub(crate) struct PrefixCache(PrefixCacheSettings);
 
 impl PrefixCache {
