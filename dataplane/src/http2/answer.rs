@@ -32,7 +32,7 @@ pub fn parse(bytes: Bytes, to_head: bool) -> Option<Head> {
     if status == StatusCode::SWITCHING_PROTOCOLS {
         return None;
     }
-    let mut headers = HeaderMap::with_capacity(16);
+    let mut headers = HeaderMap::with_capacity(12);
     let (mut framing, mut at) = (None, first + 1);
     while let Some(len) = memchr::memchr(b'\n', bytes.get(at..)?) {
         let line = at..(at + len).checked_sub(1)?;
@@ -60,7 +60,10 @@ pub fn parse(bytes: Bytes, to_head: bool) -> Option<Head> {
             _ => {}
         }
         let name = HeaderName::from_bytes(name).ok()?;
-        headers.try_append(name, HeaderValue::from_maybe_shared(value).ok()?).ok()?;
+        let mut value = HeaderValue::from_maybe_shared(value).ok()?;
+        // Another one each time: not to be compared with all that went before, nor kept for those that follow.
+        value.set_sensitive(name.as_str() == "x-request-id");
+        headers.try_append(name, value).ok()?;
     }
     let bodiless = to_head
         || status.is_informational()

@@ -201,8 +201,9 @@ impl<R: Runtime> Multiplexed<'_, R> {
         let stream = Exchange::new(Upload::new(body, chunked), respond, to_head, self.tally.clone());
         let (shard, client) = (self.shard.clone(), self.client.map(Box::from));
         let counted = Counted::new(&shard);
+        let stream = Rc::new(stream);
         R::spawn(async move {
-            serve_stream(shard, Rc::new(stream), buf, client).await;
+            serve_stream(shard, stream, buf, client).await;
             drop(counted);
         });
     }

@@ -39,6 +39,9 @@ struct Args {
     /// `relay`: clients speak TLS, beside nginx and HAProxy with TLS.
     #[arg(long)]
     tls: bool,
+    /// `relay`: clients speak HTTP/2, beside nginx and HAProxy with HTTP/2.
+    #[arg(long)]
+    http2: bool,
 }
 
 fn main() -> ExitCode {
@@ -77,12 +80,15 @@ fn run(args: &Args) -> anyhow::Result<()> {
         "--only is for `relay`, `stream` and `runtime`"
     );
     ensure!(program.name == "relay" || !args.tls, "--tls is for `relay`");
+    ensure!(program.name == "relay" || !args.http2, "--http2 is for `relay`");
+    ensure!(!args.tls || !args.http2, "--tls and --http2 are measured one at a time");
     let options = Options {
         quick: args.quick,
         check: args.check,
         write: args.write.clone(),
         pd: args.pd,
         tls: args.tls,
+        http2: args.http2,
         only: args.only.clone(),
     };
     present(program.name, args.json.as_deref(), |sheet| (program.run)(&options, sheet))

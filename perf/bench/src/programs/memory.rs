@@ -46,6 +46,7 @@ pub fn run(options: &Options, sheet: &mut Sheet) -> anyhow::Result<()> {
     let folder = Folder::new()?;
     let setting = Setting {
         seal: None,
+        http2: false,
         engines: engine.addrs().to_vec(),
         streams: true,
         connections: streams,

@@ -43,6 +43,8 @@ pub struct Options {
     pub pd: bool,
     /// `relay`: clients speak TLS.
     pub tls: bool,
+    /// `relay`: clients speak HTTP/2.
+    pub http2: bool,
     /// `relay`, `stream`, `runtime`: this case alone.
     pub only: Option<String>,
 }

@@ -9,6 +9,9 @@
 //! With `--tls` the clients speak TLS 1.3 (AES-128-GCM, an ECDSA certificate, connections that are kept) to ours, nginx
 //! and HAProxy, and processor time alone is measured.
 //!
+//! With `--http2` they speak HTTP/2 with prior knowledge, 64 requests under way over 8 connections, and processor time
+//! alone is measured.
+//!
 //! - *processor time*: 64 connections, each of which sends its next request when it has its answer; time of all threads
 //!   of the process (for ours that includes the control thread) over requests, in the same window.
 //! - *added latency*: 200 requests/s at fixed times, counted from those times; quantile through the process less the
@@ -23,6 +26,7 @@ use crate::proxy::body::Template;
 use crate::proxy::engine::{Answer, NullEngine};
 use crate::proxy::floor;
 use crate::proxy::load::Load;
+use crate::proxy::multiplex::{self, Width};
 use crate::proxy::poll::raise_descriptors;
 use crate::proxy::seal::Seal;
 use crate::proxy::subjects::{Folder, Kind, Setting, Subject, start_all};
@@ -37,10 +41,12 @@ const ADDED_P99: Metric = Metric::new("added_latency_p99_us", "us");
 const BODIES: [(&str, usize); 3] = [("1 KB", 1 << 10), ("10 KB", 10 << 10), ("100 KB", 100 << 10)];
 /// Who is measured. nginx comes first of the others: the bar is its.
 const KINDS: [Kind; 6] = [Kind::Ours, Kind::Nginx, Kind::Haproxy, Kind::Floor, Kind::Sglang, Kind::Vllm];
-/// Who is measured with TLS.
+/// Who is measured with TLS, and with HTTP/2.
 const SEALED: [Kind; 3] = [Kind::Ours, Kind::Nginx, Kind::Haproxy];
 /// Connections of the closed loop.
 const CONNECTIONS: usize = 64;
+/// Connections of the closed loop in HTTP/2, with as many requests.
+const WIDTH: Width = Width { connections: 8, streams: CONNECTIONS / 8 };
 /// Requests a second of the open one.
 const RATE: f64 = 200.0;
 /// Targets.
@@ -85,22 +91,24 @@ pub fn run(options: &Options, sheet: &mut Sheet) -> anyhow::Result<()> {
         connections: CONNECTIONS,
         index: "256MiB",
         seal: seal.clone(),
+        http2: options.http2,
         cores: cores.clone(),
     };
-    let kinds: &[Kind] = if options.tls { &SEALED } else { &KINDS };
+    let kinds: &[Kind] = if options.tls || options.http2 { &SEALED } else { &KINDS };
     let mut missing = Vec::new();
     let subjects = start_all(kinds, &setting, &folder, &mut missing)?;
     pin(&cores, 1);
     crate::kit::clock::sleep_exactly();
 
-    let mut measure = Measure { engine, seal, plan, sheet, seed: 0, direct: Vec::new(), control: Vec::new() };
+    let (http2, direct, control) = (options.http2, Vec::new(), Vec::new());
+    let mut measure = Measure { engine, seal, http2, plan, sheet, seed: 0, direct, control };
     for round in 0..measure.plan.rounds {
         say(&format!("round {} of {}", round + 1, measure.plan.rounds));
         for (case, body) in BODIES.into_iter().filter(|(case, _)| options.wants(case)) {
             for subject in &subjects {
                 measure.cpu(subject, case, body)?;
             }
-            if !options.tls {
+            if !options.tls && !options.http2 {
                 measure.latency(&subjects, case, body)?;
             }
         }
@@ -112,7 +120,7 @@ pub fn run(options: &Options, sheet: &mut Sheet) -> anyhow::Result<()> {
         };
         let p50: Vec<_> = direct.iter().map(|(case, p50, _)| (*case, *p50)).collect();
         let p99: Vec<_> = direct.iter().map(|(case, _, p99)| (*case, *p99)).collect();
-        if options.tls {
+        if options.tls || options.http2 {
             sheet.note(format!("{case}: of ours {:.2} us/request are not the shard's", of(&control)));
             continue;
         }
@@ -130,6 +138,7 @@ pub fn run(options: &Options, sheet: &mut Sheet) -> anyhow::Result<()> {
 struct Measure<'a> {
     engine: NullEngine,
     seal: Option<Seal>,
+    http2: bool,
     plan: Plan,
     sheet: &'a mut Sheet,
     seed: u64,
@@ -146,19 +155,27 @@ impl Measure<'_> {
     fn cpu(&mut self, subject: &Subject, case: &'static str, body: usize) -> anyhow::Result<()> {
         let template = Template::new(subject.addr, body, false);
         let seed = self.seed();
-        let mut load = Load::connect_with(&template, subject.addr, CONNECTIONS, seed, self.seal.as_ref())?;
         let process = &subject.process;
         let mut others = [0.0; 2];
         let mut asked = 0;
-        let window = load.closed(self.plan.cpu / 3, self.plan.cpu, || {
+        let probe = || {
             others[asked] =
                 process.threads().iter().filter(|(name, _)| !name.contains("shard")).map(|t| t.1).sum();
             asked = 1;
             process.cpu()
-        })?;
-        load.settle()?;
-        let requests = window.requests as f64;
-        let us = window.used * 1e6 / requests;
+        };
+        let times = (self.plan.cpu / 3, self.plan.cpu);
+        let (requests, used) = if self.http2 {
+            let window = multiplex::closed(&template, subject.addr, WIDTH, seed, times, probe)?;
+            (window.requests as f64, window.used)
+        } else {
+            let mut load =
+                Load::connect_with(&template, subject.addr, CONNECTIONS, seed, self.seal.as_ref())?;
+            let window = load.closed(times.0, times.1, probe)?;
+            load.settle()?;
+            (window.requests as f64, window.used)
+        };
+        let us = used * 1e6 / requests;
         if subject.kind == Kind::Ours {
             self.sheet.ours(case, CPU, us);
             self.control.push((case, (others[1] - others[0]) * 1e6 / requests));

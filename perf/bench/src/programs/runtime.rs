@@ -149,6 +149,7 @@ fn contenders(
             index: "256MiB",
             cores: cores.to_vec(),
             seal: None,
+            http2: false,
         };
         match start(Kind::Nginx, &setting, folder) {
             Ok(subject) => all.push(Contender { base: None, subject }),

@@ -48,6 +48,7 @@ pub fn run(options: &Options, sheet: &mut Sheet) -> anyhow::Result<()> {
     };
     let setting = |engine: &NullEngine, connections| Setting {
         seal: None,
+        http2: false,
         engines: engine.addrs().to_vec(),
         streams: true,
         connections,

@@ -67,6 +67,7 @@ pub fn run(options: &Options, sheet: &mut Sheet) -> anyhow::Result<()> {
     let most = PACED.iter().map(|(_, streams, _)| *streams).max().unwrap_or(0);
     let setting = Setting {
         seal: None,
+        http2: false,
         engines: engine.addrs().to_vec(),
         streams: true,
         connections: most,

@@ -10,6 +10,7 @@ pub mod body;
 pub mod engine;
 pub mod floor;
 pub mod load;
+pub mod multiplex;
 pub mod poll;
 pub mod process;
 pub mod reply;

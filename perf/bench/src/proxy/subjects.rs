@@ -12,6 +12,7 @@ use anyhow::{Context as _, ensure};
 use super::body::Template;
 use super::floor::{self, Base};
 use super::load::Load;
+use super::multiplex;
 use super::process::Process;
 use super::seal::Seal;
 use crate::programs::say;
@@ -71,6 +72,8 @@ pub struct Setting {
     pub index: &'static str,
     /// Clients speak TLS.
     pub seal: Option<Seal>,
+    /// Clients speak HTTP/2, without asking first.
+    pub http2: bool,
     /// All cores, the first for the process under test.
     pub cores: Vec<usize>,
 }
@@ -199,7 +202,7 @@ pub fn start(kind: Kind, setting: &Setting, folder: &Folder) -> anyhow::Result<S
         Kind::Vllm => run(python("vllm-router", "vllm_router.launch_router", addr, setting)?)?,
         Kind::Floor => floor::start(Base::Chosen, addr, &setting.engines, cores, core, &log)?,
     };
-    awaited(kind.name(), addr, setting.seal.as_ref(), &mut process, &log)?;
+    awaited(kind.name(), addr, setting, &mut process, &log)?;
     Ok(Subject { kind, addr, process })
 }
 
@@ -216,18 +219,27 @@ pub fn start_on(
     let addr = free_port()?;
     let log = folder.0.join(format!("{}-{}", base.name(), addr.port()));
     let mut process = floor::start(base, addr, engines, cores, 0, &log)?;
-    awaited(base.name(), addr, None, &mut process, &log)?;
+    let setting = Setting {
+        engines: engines.to_vec(),
+        streams: false,
+        connections: 1,
+        index: "",
+        seal: None,
+        http2: false,
+        cores: cores.to_vec(),
+    };
+    awaited(base.name(), addr, &setting, &mut process, &log)?;
     Ok(Subject { kind: Kind::Floor, addr, process })
 }
 
 fn awaited(
     name: &str,
     addr: SocketAddr,
-    seal: Option<&Seal>,
+    setting: &Setting,
     process: &mut Process,
     log: &Path,
 ) -> anyhow::Result<()> {
-    serves(addr, seal, process).map_err(|error| {
+    serves(addr, setting, process).map_err(|error| {
         let said = std::fs::read_to_string(log).unwrap_or_default();
         let last: Vec<_> = said.lines().rev().take(3).collect();
         anyhow::anyhow!("{name} does not serve: {error:#}; it said: {}", last.join(" / "))
@@ -235,12 +247,16 @@ fn awaited(
 }
 
 /// Waits until a request is answered.
-fn serves(addr: SocketAddr, seal: Option<&Seal>, process: &mut Process) -> anyhow::Result<()> {
+fn serves(addr: SocketAddr, setting: &Setting, process: &mut Process) -> anyhow::Result<()> {
     let start = Instant::now();
     let template = Template::new(addr, 512, false);
     loop {
-        let answered = Load::connect_with(&template, addr, 1, 0xff_ffff, seal)
-            .and_then(|mut load| load.count(1).map(|_| ()));
+        let answered = if setting.http2 {
+            multiplex::once(&template, addr)
+        } else {
+            Load::connect_with(&template, addr, 1, 0xff_ffff, setting.seal.as_ref())
+                .and_then(|mut load| load.count(1).map(|_| ()))
+        };
         match answered {
             Ok(()) => return Ok(()),
             Err(error) if start.elapsed() > START || !process.runs() => return Err(error),
@@ -308,7 +324,7 @@ fn nginx(addr: SocketAddr, setting: &Setting, home: &Path) -> String {
     for engine in &setting.engines {
         let _ = writeln!(upstream, "    server {engine};");
     }
-    let (mut ssl, mut files) = ("", String::new());
+    let (mut ssl, mut files) = (if setting.http2 { " http2" } else { "" }, String::new());
     if let Some(Seal { certificate, key, .. }) = &setting.seal {
         let (certificate, key) = (certificate.display(), key.display());
         ssl = " ssl";
@@ -336,7 +352,7 @@ fn haproxy(addr: SocketAddr, setting: &Setting) -> String {
     let connections = (setting.connections + 64).max(4_000);
     let delay = if setting.streams { "  option http-no-delay\n" } else { "" };
     let crt = setting.seal.as_ref().map(|seal| format!(" ssl crt {} alpn http/1.1", seal.both.display()));
-    let crt = crt.unwrap_or_default();
+    let crt = crt.unwrap_or(if setting.http2 { " proto h2".to_owned() } else { String::new() });
     let mut servers = String::new();
     for (n, engine) in setting.engines.iter().enumerate() {
         let _ = writeln!(servers, "  server s{n} {engine}");
