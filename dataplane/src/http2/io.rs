@@ -1,7 +1,7 @@
 //! A connection as h2 reads and writes it: with borrowed buffers, over operations that own theirs.
 //!
 //! What h2 writes in one turn of its task is put together and leaves in one system call at the turn's end, whichever
-//! streams it belongs to. Nothing is held while nothing comes.
+//! streams it belongs to. Buffers are used again while requests are under way, and given back when there are none.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -19,13 +19,11 @@ use crate::tls::Op;
 /// First buffer for what comes.
 const READ_FIRST: usize = 16 * 1024;
 /// Buffer for what follows a filled one.
-const READ_MORE: usize = 64 * 1024;
+const READ_MORE: usize = 32 * 1024;
 /// Bytes read in one turn; after these the shard's other tasks have theirs.
 const TURN: usize = 128 * 1024;
 /// Bytes that wait to be sent; with more, h2 waits.
 const OUT_MOST: usize = 64 * 1024;
-/// Room for bytes to be sent that is kept from turn to turn.
-const OUT_KEPT: usize = 16 * 1024;
 
 /// Both directions of a connection. Clones are the same one: h2 has one, its task another.
 pub struct Io<S: Stream>(Rc<RefCell<State<S>>>);
@@ -100,6 +98,17 @@ impl<S: Stream> Io<S> {
         self.0.borrow().write.is_pending()
     }
 
+    /// Gives back memory that is not in use: nothing is expected soon.
+    pub fn rest(&self) {
+        let mut state = self.0.borrow_mut();
+        if state.incoming.is_empty() {
+            state.incoming = BytesMut::new();
+        }
+        if state.out.is_empty() {
+            state.out = Vec::new();
+        }
+    }
+
     /// Appends a last word.
     pub fn say(&self, bytes: &[u8]) {
         self.0.borrow_mut().out.extend_from_slice(bytes);
@@ -109,7 +118,7 @@ impl<S: Stream> Io<S> {
     pub fn poll_discard(&self, cx: &mut Context<'_>, most: &mut usize) -> Poll<()> {
         let mut state = self.0.borrow_mut();
         loop {
-            state.incoming = BytesMut::new();
+            state.incoming.clear();
             state.allowance = TURN;
             match ready!(state.poll_fill(cx)) {
                 Ok(true) if state.incoming.len() < *most => *most -= state.incoming.len(),
@@ -133,7 +142,10 @@ impl<S: Stream> State<S> {
                 // An error shows again at the read.
                 let _ = ready!(self.ready.poll(cx));
             }
-            self.read.start(BytesMut::with_capacity(if self.more { READ_MORE } else { READ_FIRST }));
+            let mut buf = std::mem::take(&mut self.incoming);
+            buf.clear();
+            buf.reserve(if self.more { READ_MORE } else { READ_FIRST });
+            self.read.start(buf);
         }
         let (result, buf) = ready!(self.read.poll(cx));
         let count = result?;
@@ -150,7 +162,7 @@ impl<S: Stream> State<S> {
                 if let Err(error) = result {
                     return Poll::Ready(Err(self.broke(error)));
                 }
-                if self.out.is_empty() && spent.capacity() <= OUT_KEPT {
+                if self.out.capacity() == 0 {
                     spent.clear();
                     self.out = spent;
                 }
@@ -161,9 +173,6 @@ impl<S: Stream> State<S> {
             match self.link.send_now(&self.out) {
                 Ok(count) if count >= self.out.len() => {
                     self.out.clear();
-                    if self.out.capacity() > OUT_KEPT {
-                        self.out = Vec::new();
-                    }
                     return Poll::Ready(Ok(()));
                 }
                 Ok(count) => drop(self.out.drain(..count)),
@@ -199,9 +208,6 @@ impl<S: Stream> AsyncRead for Io<S> {
         let count = buf.remaining().min(state.incoming.len());
         buf.put_slice(state.incoming.get(..count).unwrap_or_default());
         state.incoming.advance(count);
-        if state.incoming.is_empty() {
-            state.incoming = BytesMut::new();
-        }
         Poll::Ready(Ok(()))
     }
 }

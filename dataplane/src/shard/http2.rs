@@ -227,7 +227,10 @@ impl<R: Runtime> Multiplexed<'_, R> {
         let timeouts = &self.shard.options.timeouts;
         match waits {
             Waits::Beginning => self.guard.arm_read(timeouts.head),
-            Waits::Idle => self.guard.arm_read(timeouts.idle),
+            Waits::Idle => {
+                self.io.rest();
+                self.guard.arm_read(timeouts.idle);
+            }
             Waits::Parting => self.guard.arm_read(PARTING),
             Waits::Busy => self.guard.clear(),
             Waits::Blocked => self.guard.arm_write(timeouts.stall),
