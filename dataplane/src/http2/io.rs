@@ -170,15 +170,17 @@ impl<S: Stream> State<S> {
             if self.out.is_empty() {
                 return Poll::Ready(Ok(()));
             }
-            match self.link.send_now(&self.out) {
-                Ok(count) if count >= self.out.len() => {
-                    self.out.clear();
-                    return Poll::Ready(Ok(()));
+            // What a layer takes at once it need not have sent, so that is only for a connection itself.
+            if let Link::Plain(socket) = &self.link {
+                match socket.send_now(&self.out) {
+                    Ok(count) if count >= self.out.len() => {
+                        self.out.clear();
+                        return Poll::Ready(Ok(()));
+                    }
+                    Ok(count) => drop(self.out.drain(..count)),
+                    Err(error) if is_passing(&error) => {}
+                    Err(error) => return Poll::Ready(Err(self.broke(error))),
                 }
-                Ok(count) => drop(self.out.drain(..count)),
-                Err(error)
-                    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-                Err(error) => return Poll::Ready(Err(self.broke(error))),
             }
             let out = std::mem::take(&mut self.out);
             self.write.start(out);
@@ -190,6 +192,11 @@ impl<S: Stream> State<S> {
         self.out = Vec::new();
         error
     }
+}
+
+/// Whether a later attempt may succeed.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
 impl<S: Stream> AsyncRead for Io<S> {
