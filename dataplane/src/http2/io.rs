@@ -18,8 +18,8 @@ use crate::tls::Op;
 
 /// First buffer for what comes.
 const READ_FIRST: usize = 16 * 1024;
-/// Buffer for what follows a filled one.
-const READ_MORE: usize = 32 * 1024;
+/// Largest buffer: each that is filled is followed by one of twice its size.
+const READ_MOST: usize = 64 * 1024;
 /// Bytes read in one turn; after these the shard's other tasks have theirs.
 const TURN: usize = 128 * 1024;
 /// Bytes that wait to be sent; with more, h2 waits.
@@ -45,6 +45,8 @@ struct State<S: Stream> {
     write: Op<Vec<u8>, (io::Result<()>, Vec<u8>)>,
     /// The last read filled its buffer.
     more: bool,
+    /// Room for the next one.
+    room: usize,
     ended: bool,
     broken: bool,
     /// Bytes that may still be read in this turn.
@@ -71,6 +73,7 @@ impl<S: Stream> Io<S> {
             read: Op::new(move |buf| reads.read(buf)),
             write: Op::new(move |bytes: Vec<u8>| writes.write_all(bytes)),
             more: false,
+            room: READ_FIRST,
             ended: false,
             broken: false,
             allowance: TURN,
@@ -103,6 +106,7 @@ impl<S: Stream> Io<S> {
         let mut state = self.0.borrow_mut();
         if state.incoming.is_empty() {
             state.incoming = BytesMut::new();
+            state.room = READ_FIRST;
         }
         if state.out.is_empty() {
             state.out = Vec::new();
@@ -144,12 +148,15 @@ impl<S: Stream> State<S> {
             }
             let mut buf = std::mem::take(&mut self.incoming);
             buf.clear();
-            buf.reserve(if self.more { READ_MORE } else { READ_FIRST });
+            buf.reserve(self.room);
             self.read.start(buf);
         }
         let (result, buf) = ready!(self.read.poll(cx));
         let count = result?;
         self.more = buf.len() == buf.capacity();
+        if self.more {
+            self.room = (self.room * 2).min(READ_MOST);
+        }
         self.ended = count == 0;
         self.incoming = buf;
         Poll::Ready(Ok(!self.ended))
