@@ -32,13 +32,17 @@ def number(value):
 class Frames:
     """One connection, frame by frame. What it reads it keeps: (kind, flags, stream, payload)."""
 
-    def __init__(self, where, preface=PREFACE + frame(SETTINGS), receive_buffer=None):
+    def __init__(self, where, preface=PREFACE + frame(SETTINGS), receive_buffer=None, tls=None):
         self.sock = socket.socket()
         if receive_buffer:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.sock.settimeout(15)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock.connect(address(where) if isinstance(where, str) else where)
+        if tls:
+            tls.set_alpn_protocols(["h2"])
+            self.sock = tls.wrap_socket(self.sock, server_hostname="localhost")
+            assert self.sock.selected_alpn_protocol() == "h2"
         self.encoder, self.decoder, self.buf = hpack.Encoder(), hpack.Decoder(), b""
         self.next = 1
         self.send(preface)

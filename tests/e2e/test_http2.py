@@ -5,12 +5,13 @@ import re
 import shutil
 import subprocess
 import threading
+import time
 
 import pytest
 
 from frames import (
     ACK, CANCEL, COMPRESSION_ERROR, CONTINUATION, DATA, END_HEADERS, END_STREAM, FLOW_CONTROL_ERROR, FRAME_SIZE_ERROR,
-    HEADERS, INTERNAL_ERROR, PADDED, PING, PREFACE, PRIORITY, PROTOCOL_ERROR, PUSH, REFUSED_STREAM, RST, SETTINGS,
+    GOAWAY, HEADERS, INTERNAL_ERROR, PADDED, PING, PREFACE, PRIORITY, PROTOCOL_ERROR, PUSH, REFUSED_STREAM, RST, SETTINGS,
     STREAM_CLOSED, WINDOW_UPDATE, Frames, Wellbehaved, flood, frame, number,
 )
 from harness import Process, metric, until
@@ -114,6 +115,20 @@ def test_over_tls_by_alpn(driver, tmp_path):
             big = tmp_path / "big"
             big.write_text(json.dumps({**chat(max_tokens=1, content="word " * 20_000), "model": model}))
             assert curl("--http2", *how, "-d", f"@{big}", url).stdout.endswith("\n2")
+            # Answers that a client is slow to take leave nothing behind in the layers on the way.
+            wide = PREFACE + frame(SETTINGS, 0, 0, b"\0\4\0\x7f\xff\xff") + frame(WINDOW_UPDATE, 0, 0, number(1 << 26))
+            where = ("127.0.0.1", gateway.port)
+            with Frames(where, preface=wide, receive_buffer=4096, tls=authority.context()) as slow:
+                streams = {slow.ask({**json.loads(body), "max_tokens": 60_000}): 0 for _ in range(8)}
+                time.sleep(2)
+                left = set(streams)
+                while left:
+                    kind, flags, stream, payload = slow.read()
+                    assert kind not in (RST, GOAWAY), (kind, payload)
+                    streams[stream] = streams.get(stream, 0) + (len(payload) if kind == DATA else 0)
+                    if kind == DATA and flags & END_STREAM:
+                        left.discard(stream)
+                assert min(size for stream, size in streams.items() if stream) > 100_000
             until(lambda: metric(gateway.admin, "fairlead_reservations") in (0, None), what="nothing reserved")
 
 

@@ -18,8 +18,8 @@ use crate::tls::Op;
 
 /// First buffer for what comes.
 const READ_FIRST: usize = 16 * 1024;
-/// Buffer for what follows a filled one.
-const READ_MORE: usize = 32 * 1024;
+/// Largest buffer: each that is filled is followed by one of twice its size.
+const READ_MOST: usize = 64 * 1024;
 /// Bytes read in one turn; after these the shard's other tasks have theirs.
 const TURN: usize = 128 * 1024;
 /// Bytes that wait to be sent; with more, h2 waits.
@@ -45,6 +45,8 @@ struct State<S: Stream> {
     write: Op<Vec<u8>, (io::Result<()>, Vec<u8>)>,
     /// The last read filled its buffer.
     more: bool,
+    /// Room for the next one.
+    room: usize,
     ended: bool,
     broken: bool,
     /// Bytes that may still be read in this turn.
@@ -71,6 +73,7 @@ impl<S: Stream> Io<S> {
             read: Op::new(move |buf| reads.read(buf)),
             write: Op::new(move |bytes: Vec<u8>| writes.write_all(bytes)),
             more: false,
+            room: READ_FIRST,
             ended: false,
             broken: false,
             allowance: TURN,
@@ -103,6 +106,7 @@ impl<S: Stream> Io<S> {
         let mut state = self.0.borrow_mut();
         if state.incoming.is_empty() {
             state.incoming = BytesMut::new();
+            state.room = READ_FIRST;
         }
         if state.out.is_empty() {
             state.out = Vec::new();
@@ -144,12 +148,15 @@ impl<S: Stream> State<S> {
             }
             let mut buf = std::mem::take(&mut self.incoming);
             buf.clear();
-            buf.reserve(if self.more { READ_MORE } else { READ_FIRST });
+            buf.reserve(self.room);
             self.read.start(buf);
         }
         let (result, buf) = ready!(self.read.poll(cx));
         let count = result?;
         self.more = buf.len() == buf.capacity();
+        if self.more {
+            self.room = (self.room * 2).min(READ_MOST);
+        }
         self.ended = count == 0;
         self.incoming = buf;
         Poll::Ready(Ok(!self.ended))
@@ -170,15 +177,17 @@ impl<S: Stream> State<S> {
             if self.out.is_empty() {
                 return Poll::Ready(Ok(()));
             }
-            match self.link.send_now(&self.out) {
-                Ok(count) if count >= self.out.len() => {
-                    self.out.clear();
-                    return Poll::Ready(Ok(()));
+            // What a layer takes at once it need not have sent, so that is only for a connection itself.
+            if let Link::Plain(socket) = &self.link {
+                match socket.send_now(&self.out) {
+                    Ok(count) if count >= self.out.len() => {
+                        self.out.clear();
+                        return Poll::Ready(Ok(()));
+                    }
+                    Ok(count) => drop(self.out.drain(..count)),
+                    Err(error) if is_passing(&error) => {}
+                    Err(error) => return Poll::Ready(Err(self.broke(error))),
                 }
-                Ok(count) => drop(self.out.drain(..count)),
-                Err(error)
-                    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-                Err(error) => return Poll::Ready(Err(self.broke(error))),
             }
             let out = std::mem::take(&mut self.out);
             self.write.start(out);
@@ -190,6 +199,11 @@ impl<S: Stream> State<S> {
         self.out = Vec::new();
         error
     }
+}
+
+/// Whether a later attempt may succeed.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
 impl<S: Stream> AsyncRead for Io<S> {

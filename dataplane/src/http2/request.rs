@@ -30,6 +30,10 @@ pub fn write_request(request: &Parts, bodiless: bool, out: &mut BytesMut) -> Res
     if !target.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(Malformed("the path holds a character that no path has"));
     }
+    // In HTTP/1.1 something else could name another host.
+    if !target.starts_with('/') && target != "*" && request.method != Method::CONNECT {
+        return Err(Malformed("the path does not begin with a slash"));
+    }
     out.extend_from_slice(request.method.as_str().as_bytes());
     out.extend_from_slice(b" ");
     out.extend_from_slice(target.as_bytes());

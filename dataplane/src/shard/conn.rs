@@ -113,7 +113,11 @@ pub async fn serve_stream<R: Runtime>(
 ) {
     if buf.len() < buf.capacity() {
         // A body that is here already is read with its head. An error shows again at the next read.
-        std::future::poll_fn(|cx| Poll::Ready(stream.poll_read(cx, &mut buf).is_ready())).await;
+        std::future::poll_fn(|cx| {
+            let _ = stream.poll_read(cx, &mut buf);
+            Poll::Ready(())
+        })
+        .await;
     }
     let socket = Link::Layered(stream);
     let guard = shard.deadlines.register(socket.handle());

@@ -62,7 +62,8 @@ impl Client {
         let (answer, mut stream) =
             requests.send_request(request, body.is_some_and(<[u8]>::is_empty)).unwrap();
         if let Some(body) = body.filter(|body| !body.is_empty()) {
-            stream.send_data(Bytes::copy_from_slice(body), true).unwrap();
+            // It may have been refused before its body.
+            let _ = stream.send_data(Bytes::copy_from_slice(body), true);
         }
         (answer, stream)
     }
