@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use fairlead_routing::Fleet;
 
 use crate::options::GatewayOptions;
-use crate::runtime::{ActiveDriver, Executor, Listener, Monoio, bind_shared, sys};
+use crate::runtime::{ActiveDriver, Backend, Executor, Kind, NotBuilt, bind_shared, sys};
 use crate::shard::{self, Door, Inbox};
 use crate::shared::Shared;
 
@@ -25,9 +25,14 @@ pub enum StartError {
         /// The system's reason.
         source: io::Error,
     },
-    /// A shard's driver cannot be built.
-    #[error("cannot build the {driver:?} driver of a shard: {source}")]
+    /// This program was built without the runtime asked for.
+    #[error(transparent)]
+    NotBuilt(#[from] NotBuilt),
+    /// A shard's runtime cannot be built.
+    #[error("cannot build {runtime} on the {driver:?} driver for a shard: {source}")]
     Driver {
+        /// The runtime asked for.
+        runtime: Kind,
         /// The driver asked for.
         driver: crate::runtime::Driver,
         /// The system's reason.
@@ -41,6 +46,7 @@ pub enum StartError {
 /// A running data plane.
 pub struct Gateway {
     addr: SocketAddr,
+    runtime: Kind,
     tls_addr: Option<SocketAddr>,
     driver: ActiveDriver,
     shared: Arc<Shared>,
@@ -62,6 +68,17 @@ pub fn start(options: GatewayOptions, fleet: Arc<Fleet>) -> Result<Gateway, Star
 /// # Errors
 /// As for [`start`].
 pub fn start_with(options: GatewayOptions, shared: Arc<Shared>) -> Result<Gateway, StartError> {
+    options.runtime.check()?;
+    match options.runtime {
+        #[cfg(feature = "glommio")]
+        Kind::Glommio => start_on::<crate::runtime::GlommioExecutor>(options, shared),
+        // Without the feature the check has refused everything else.
+        _ => start_on::<Executor>(options, shared),
+    }
+}
+
+/// Starts the shards on one kind of runtime: a type, so that serving a request never asks which.
+fn start_on<B: Backend>(options: GatewayOptions, shared: Arc<Shared>) -> Result<Gateway, StartError> {
     let options = Arc::new(options);
     let cores = sys::allowed_cores();
     let count = if options.shards == 0 { default_shards(cores.len()) } else { options.shards };
@@ -71,6 +88,7 @@ pub fn start_with(options: GatewayOptions, shared: Arc<Shared>) -> Result<Gatewa
     let (report, reports) = mpsc::channel();
     let mut gateway = Gateway {
         addr,
+        runtime: options.runtime,
         tls_addr,
         driver: ActiveDriver::Epoll,
         shared,
@@ -89,7 +107,7 @@ pub fn start_with(options: GatewayOptions, shared: Arc<Shared>) -> Result<Gatewa
             {
                 tracing::warn!(shard = index, core, %error, "cannot pin");
             }
-            let (executor, fallback) = match Executor::build(options.driver) {
+            let (executor, fallback) = match B::build(options.driver) {
                 Ok(built) => built,
                 Err(error) => {
                     // The starter has gone only if another shard failed first.
@@ -102,16 +120,16 @@ pub fn start_with(options: GatewayOptions, shared: Arc<Shared>) -> Result<Gatewa
                 Some(reason) => tracing::info!(
                     shard = index, %driver, %reason, "io_uring is not available here, using epoll"
                 ),
-                None => tracing::info!(shard = index, %driver, "driver chosen"),
+                None => tracing::info!(shard = index, runtime = %options.runtime, %driver, "driver chosen"),
             }
             shared.shard_started();
             let _ended = Ended(shared.clone());
             let _ = report.send(Ok(driver));
+            let runtime = executor.runtime();
             executor.run(async {
-                let door =
-                    |(listener, secure)| Ok(Door { listener: Listener::from_std(listener, driver)?, secure });
+                let door = |(listener, secure)| Ok(Door { listener: B::listen(runtime, listener)?, secure });
                 match doors.into_iter().map(door).collect::<io::Result<Vec<_>>>() {
-                    Ok(doors) => shard::run(Monoio(driver), doors, options, shared, inbox, seed).await,
+                    Ok(doors) => shard::run(runtime, doors, options, shared, inbox, seed).await,
                     Err(error) => tracing::error!(shard = index, %error, "shard ended"),
                 }
             });
@@ -123,7 +141,7 @@ pub fn start_with(options: GatewayOptions, shared: Arc<Shared>) -> Result<Gatewa
             Ok(Ok(driver)) => gateway.driver = driver,
             Ok(Err(source)) => {
                 gateway.begin_drain();
-                return Err(StartError::Driver { driver: options.driver, source });
+                return Err(StartError::Driver { runtime: options.runtime, driver: options.driver, source });
             }
             Err(_) => return Err(StartError::System(io::Error::other("a shard ended while it started"))),
         }
@@ -188,6 +206,11 @@ impl Gateway {
     /// The traffic address, with the port that was taken; the TLS port's where there is no other.
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// The runtime in use.
+    pub fn runtime(&self) -> Kind {
+        self.runtime
     }
 
     /// The address of the TLS port, with the port that was taken.

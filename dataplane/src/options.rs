@@ -7,7 +7,7 @@ use fairlead_routing::{PolicyName, Settings, Slo};
 
 use crate::http::HeadLimits;
 use crate::http2::Http2Options;
-use crate::runtime::Driver;
+use crate::runtime::{Driver, Kind};
 use crate::tls::{TlsOptions, UpstreamTls};
 use crate::token_mode::TokenModels;
 
@@ -26,7 +26,9 @@ pub struct GatewayOptions {
     pub shards: usize,
     /// Pin each shard to a processor of its own. Shards beyond the number of processors are not pinned.
     pub pin: bool,
-    /// Driver of the shards.
+    /// Runtime of the shards.
+    pub runtime: Kind,
+    /// Its driver.
     pub driver: Driver,
     /// Prefix of every path, removed before routing; empty for none.
     pub base_path: String,
@@ -65,6 +67,7 @@ impl Default for GatewayOptions {
             upstream_tls: None,
             shards: 0,
             pin: true,
+            runtime: Kind::Monoio,
             driver: Driver::Auto,
             base_path: String::new(),
             proxy_protocol: false,

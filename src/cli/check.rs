@@ -24,7 +24,7 @@ pub fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     let common = config.identity.as_ref();
     if common.is_none() {
         // What only its start would find out.
-        gateway::options(&config)?;
+        gateway::options(&config)?.0.runtime.check().context("gateway.runtime")?;
     }
     gateway::check_tls(&config.gateway)?;
     let roles = [

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use fairlead_config::{Config, Driver, Gateway, HandoffSetting, Shards, Size};
+use fairlead_config::{Config, Driver, Gateway, HandoffSetting, Runtime, Shards, Size};
 use fairlead_dataplane::http::HeadLimits;
+use fairlead_dataplane::runtime::Kind;
 use fairlead_dataplane::{
     ControlOptions, ControlledGateway, GatewayOptions, Http2Options, Limits, RetryOptions, StaticInstance,
     Timeouts, TlsOptions, UpstreamTls, start_controlled,
@@ -30,12 +31,31 @@ pub struct GatewayArgs {
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
     #[command(flatten)]
+    runtime: RuntimeArgs,
+    #[command(flatten)]
     tokenizers: TokenizerArgs,
+}
+
+/// The runtime of the shards.
+#[derive(Args)]
+pub struct RuntimeArgs {
+    /// What shards run on: monoio (the default), or glommio to compare, where the program was built with it
+    #[arg(long, value_name = "NAME")]
+    runtime: Option<Kind>,
+}
+
+impl RuntimeArgs {
+    /// What is asked for on the command line comes first. Says at once when this program does not have it.
+    pub fn apply(&self, options: &mut GatewayOptions) -> anyhow::Result<()> {
+        options.runtime = self.runtime.unwrap_or(options.runtime);
+        options.runtime.check().context("runtime")
+    }
 }
 
 pub fn run(args: GatewayArgs) -> anyhow::Result<ExitCode> {
     let config = config::load(&args.config)?;
     let (mut options, control) = options(&config)?;
+    args.runtime.apply(&mut options)?;
     args.tokenizers.add(&mut options.token_models)?;
     let gateway = start_controlled(options, control)?;
     let admin = gateway.admin_addr().map(|addr| format!(" admin=http://{addr}")).unwrap_or_default();
@@ -45,9 +65,10 @@ pub fn run(args: GatewayArgs) -> anyhow::Result<ExitCode> {
     let secure = tls.map(|addr| format!("https://{addr}"));
     let urls = [plain, secure].into_iter().flatten().collect::<Vec<_>>().join(" ");
     out::line(format_args!(
-        "ready: {urls}{admin} policy={} shards={} driver={}",
+        "ready: {urls}{admin} policy={} shards={} runtime={} driver={}",
         data.shared().policy(),
         data.shards(),
+        data.runtime(),
         data.driver()
     ));
     signals::runtime(1)?.block_on(async {
@@ -119,6 +140,10 @@ pub fn options(config: &Config) -> anyhow::Result<(GatewayOptions, ControlOption
         shards: match section.shards {
             Shards::Auto => 0,
             Shards::Exactly(count) => count,
+        },
+        runtime: match section.runtime {
+            Runtime::Monoio => Kind::Monoio,
+            Runtime::Glommio => Kind::Glommio,
         },
         driver: match section.driver {
             Driver::Auto => fairlead_dataplane::runtime::Driver::Auto,

@@ -52,6 +52,8 @@ pub struct UpArgs {
     /// How shards wait for the kernel: auto, uring or epoll
     #[arg(long, default_value = "auto", value_name = "NAME")]
     driver: Driver,
+    #[command(flatten)]
+    runtime: gateway::RuntimeArgs,
     /// Prefix of all paths
     #[arg(long, default_value = "", value_name = "PATH")]
     base_path: String,
@@ -69,6 +71,7 @@ pub fn run(args: UpArgs) -> anyhow::Result<ExitCode> {
     options.listen = args.listen;
     options.shards = args.shards.map_or(0, usize::from);
     options.driver = args.driver;
+    args.runtime.apply(&mut options)?;
     args.tokenizers.add(&mut options.token_models)?;
 
     let runtime = signals::runtime(2)?;
@@ -195,12 +198,13 @@ impl Parts {
         let admin = gateway.admin_addr().map(|addr| format!(" admin=http://{addr}")).unwrap_or_default();
         let model = models.first().map_or("MODEL", String::as_str);
         format!(
-            "ready: {url} models={} engines={engines} policy={} driver={}{admin} try: \
+            "ready: {url} models={} engines={engines} policy={} runtime={} driver={}{admin} try: \
              curl -N {url}/v1/chat/completions -H 'content-type: application/json' \
              -d '{{\"model\":\"{model}\",\"stream\":true,\"max_tokens\":32,\
              \"messages\":[{{\"role\":\"user\",\"content\":\"Hello\"}}]}}'",
             models.join(","),
             shared.policy(),
+            gateway.gateway().runtime(),
             gateway.gateway().driver()
         )
     }

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import random
 import re
 import socket
@@ -13,13 +14,20 @@ import urllib.request
 from harness import Process, get, get_json, reservations, until
 
 MODEL = "sim-8b"
-DRIVERS = ("uring", "epoll")
+# What gateways stand on, one after the other. FAIRLEAD_RUNTIME=glommio has them all on that runtime, for a program that
+# was built with it.
+DRIVERS = ("glommio",) if os.environ.get("FAIRLEAD_RUNTIME") == "glommio" else ("uring", "epoll")
 
 
 def address(url):
     """("127.0.0.1", port) of a URL or of host:port."""
     host, port = re.search(r"([\d.]+):(\d+)", url).groups()
     return host, int(port)
+
+
+def stands_on(driver):
+    """The line of a gateway's configuration for one of DRIVERS."""
+    return "runtime: glommio" if driver == "glommio" else f"driver: {driver}"
 
 
 def to_bytes(data):
@@ -316,7 +324,7 @@ class Fleet:
 def start_up(driver, *args, engines=2):
     return Process(
         "up", "--sim", engines, "--sim-speed", 20, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0",
-        "--driver", driver, *args,
+        *(("--runtime", driver) if driver == "glommio" else ("--driver", driver)), *args,
     )
 
 
@@ -324,7 +332,8 @@ def start_up(driver, *args, engines=2):
 def up_fleet(driver, *args):
     """`fairlead up` with two engines."""
     with start_up(driver, *args) as process:
-        assert process.field("driver").startswith({"uring": "io_uring", "epoll": "epoll"}[driver]), process.ready
+        assert process.field("driver") == ("epoll" if driver == "epoll" else "io_uring"), process.ready
+        assert process.field("runtime") == ("glommio" if driver == "glommio" else "monoio"), process.ready
         fleet = Fleet(process, process.field("engines").split(","))
         # A scheduler that has just started may not have heard of every model yet.
         until(lambda: page(f"{fleet.url}/v1/models/none")[0] == 404, 20, what="models that exist are known")
@@ -342,7 +351,7 @@ def gateway_fleet(folder, driver, keys="", engines=1, sim_args=(), name="gateway
         config = folder / f"{name}-{driver}.yaml"
         listed = "".join(f"    - {{url: {sim.url}, models: [{MODEL}]}}\n" for sim in sims)
         config.write_text(
-            f"gateway:\n  listen: 127.0.0.1:0\n  admin: 127.0.0.1:0\n  driver: {driver}\n"
+            f"gateway:\n  listen: 127.0.0.1:0\n  admin: 127.0.0.1:0\n  {stands_on(driver)}\n"
             f"  instances:\n{listed}{keys}"
         )
         gateway = stack.enter_context(Process("gateway", "--config", config))

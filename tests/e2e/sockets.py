@@ -11,6 +11,7 @@ from websockets.sync.server import serve
 from websockets.utils import accept_key
 
 from harness import Process, metric, reservations, until
+from raw import stands_on
 
 
 def ws(url, **query):
@@ -59,7 +60,7 @@ class Gateway(Process):
         )
         config = folder / "gateway.yaml"
         config.write_text(
-            f"gateway:\n  listen: 127.0.0.1:0\n  admin: 127.0.0.1:0\n  driver: {driver}\n{keys}  instances:\n{listed}"
+            f"gateway:\n  listen: 127.0.0.1:0\n  admin: 127.0.0.1:0\n  {stands_on(driver)}\n{keys}  instances:\n{listed}"
         )
         super().__init__("gateway", "--config", config)
 

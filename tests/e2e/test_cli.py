@@ -14,8 +14,8 @@ from harness import Process, get, post_json, run, until
 from raw import MODEL, Raw, chat, request
 
 FLAGS = {
-    "up": "--sim --engine --listen --admin --policy --shards --driver --base-path --sim-speed --sim-model --sim-profile",
-    "gateway": "--config",
+    "up": "--sim --engine --listen --admin --policy --shards --driver --runtime --base-path --sim-speed --sim-model --sim-profile",
+    "gateway": "--config --runtime",
     "scheduler": "--config",
     "agent": "--engine --scheduler --identity --advertise --listen --name --config",
     "sim": "--listen --engine --profile --model --speed --block-size --kv-blocks --faults --startup",
@@ -55,6 +55,7 @@ WRONG = {
     "size in words": ("gateway:\n  max_head: big\n", ["gateway.max_head", '"big"', "64KiB"]),
     "address": ("gateway:\n  listen: nowhere\n", ["gateway.listen", '"nowhere"', "IP:PORT"]),
     "shards": ("gateway:\n  shards: 0\n", ["gateway.shards", "0", "auto"]),
+    "runtime": ("gateway:\n  runtime: tokio\n", ["gateway.runtime", "tokio", "monoio", "glommio"]),
     "driver": ("gateway:\n  driver: kqueue\n", ["gateway.driver", "kqueue", "uring", "epoll"]),
     "base path": ("gateway:\n  base_path: a/\n", ["gateway.base_path", '"a/"']),
     "boolean": ("gateway:\n  allow_steering: perhaps\n", ["gateway.allow_steering", "perhaps", "true"]),
@@ -89,6 +90,7 @@ MISTAKES = {
     ("up", "--sim", "0"): ["--sim", "1..=1024"],
     ("up", "--sim", "1", "--policy", "nope"): ["--policy", "prefix-cache"],
     ("up", "--sim", "1", "--driver", "nope"): ["--driver", "uring", "epoll"],
+    ("up", "--sim", "1", "--runtime", "nope"): ["--runtime", "monoio", "glommio"],
     ("up", "--sim", "1", "--base-path", "nope"): ["--base-path", '"nope"'],
     ("up", "--sim", "1", "--listen", "127.0.0.1:99999"): ["--listen", "127.0.0.1:99999"],
     ("up", "--sim", "1", "--sim-profile", "nope"): ["--sim-profile", "8b-h200"],

@@ -14,7 +14,7 @@ import urllib.request
 import pytest
 
 from harness import Process, post_json, until
-from raw import DRIVERS, MODEL, Raw, chat, request
+from raw import DRIVERS, MODEL, Raw, chat, request, stands_on
 
 
 @pytest.fixture(params=DRIVERS)
@@ -26,7 +26,7 @@ def driver(request):
 def gateway(folder, driver, url, keys="", listen="127.0.0.1:0"):
     config = folder / "gateway.yaml"
     config.write_text(
-        f"gateway:\n  listen: '{listen}'\n  admin: 127.0.0.1:0\n  driver: {driver}\n{keys}"
+        f"gateway:\n  listen: '{listen}'\n  admin: 127.0.0.1:0\n  {stands_on(driver)}\n{keys}"
         f"  instances:\n    - {{url: '{url}', models: [{MODEL}]}}\n"
     )
     with Process("gateway", "--config", config) as process:

@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from harness import Process, metric, reservations, until
-from raw import DRIVERS, Raw, chunked, request
+from raw import DRIVERS, Raw, chunked, request, stands_on
 
 BORDER = "the-border"
 KIND = f"Content-Type: multipart/form-data; boundary={BORDER}"
@@ -106,7 +106,7 @@ def gateway(folder, driver, engines, keys=""):
     listed = "".join(f"    - {{url: 'http://{address}', models: [{models}]}}\n" for address, models in engines)
     config = folder / "gateway.yaml"
     config.write_text(
-        f"gateway:\n  listen: 127.0.0.1:0\n  admin: 127.0.0.1:0\n  driver: {driver}\n{keys}  instances:\n{listed}"
+        f"gateway:\n  listen: 127.0.0.1:0\n  admin: 127.0.0.1:0\n  {stands_on(driver)}\n{keys}  instances:\n{listed}"
     )
     with Process("gateway", "--config", config) as process:
         process.admin = process.field("admin")

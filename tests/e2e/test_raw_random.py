@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from harness import Process, reservations, until
-from raw import DRIVERS, MODEL, Fleet, Raw, chat, chunked, request
+from raw import DRIVERS, MODEL, Fleet, Raw, chat, chunked, request, stands_on
 
 # More with, say, FAIRLEAD_RANDOM_CASES=20000.
 CASES = int(os.environ.get("FAIRLEAD_RANDOM_CASES", "300"))
@@ -139,7 +139,7 @@ def test_changed_answers(tmp_path, driver):
     engine = Engine(answers())
     config = tmp_path / "gateway.yaml"
     config.write_text(
-        f"gateway:\n  listen: 127.0.0.1:0\n  admin: 127.0.0.1:0\n  driver: {driver}\n  retry: {{backoff: 0}}\n"
+        f"gateway:\n  listen: 127.0.0.1:0\n  admin: 127.0.0.1:0\n  {stands_on(driver)}\n  retry: {{backoff: 0}}\n"
         f"  instances: [{{url: 'http://{engine.address}', models: [{MODEL}]}}]\n"
     )
     with contextlib.closing(engine), Process("gateway", "--config", config) as process:

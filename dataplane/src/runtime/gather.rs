@@ -25,6 +25,12 @@ impl Gather {
         self.bufs[0].len() + self.bufs[1].len()
     }
 
+    /// The first buffer that is not written to its end.
+    #[cfg(feature = "glommio")]
+    pub fn first(&self) -> &[u8] {
+        self.bufs.iter().find(|buf| !buf.is_empty()).map_or(&[], |buf| buf)
+    }
+
     /// Drops `count` written bytes from the front.
     pub fn advance(&mut self, count: usize) {
         let first = count.min(self.bufs[0].len());
@@ -65,6 +71,12 @@ impl Pieces {
     /// Whether nothing is left to be written.
     pub fn is_written(&self) -> bool {
         self.done >= self.bufs.len()
+    }
+
+    /// The first buffer that is not written to its end.
+    #[cfg(feature = "glommio")]
+    pub fn first(&self) -> &[u8] {
+        self.bufs.get(self.done).map_or(&[], |buf| buf)
     }
 
     /// Drops `count` written bytes from the front.

@@ -1,5 +1,5 @@
 //! The runtime seam: everything that a shard asks of its runtime ([`Runtime`], [`Stream`], [`Acceptor`]), over monoio
-//! on io_uring or epoll ([`Monoio`]).
+//! on io_uring or epoll ([`Monoio`]), or over glommio (feature `glommio`). A thread starts either by its [`Backend`].
 //!
 //! One runtime per shard thread; nothing here is `Send` except [`Notify`] and [`Bell`]. Rules of the seam:
 //!
@@ -9,8 +9,11 @@
 //! * a task never wakes itself to yield: this scheduler would run it again before all others;
 //! * an executor lives until the process exits (see [`Executor`]).
 
+mod backend;
 mod driver;
 mod gather;
+#[cfg(feature = "glommio")]
+mod glommio;
 mod link;
 mod net;
 mod real;
@@ -23,7 +26,10 @@ pub mod sys;
 mod time;
 mod wake;
 
+pub use backend::{Backend, Kind, NotBuilt, UnknownKind};
 pub use driver::{ActiveDriver, Driver, Executor, UnknownDriver};
+#[cfg(feature = "glommio")]
+pub use glommio::{Glommio, GlommioExecutor, GlommioListener, GlommioSocket};
 pub use link::{Layer, Link, LinkHandle};
 pub use net::{Listener, bind_shared, connect, connect_local, is_local, local_path};
 pub use real::Monoio;
@@ -34,7 +40,7 @@ pub use sys::{Direction, Peer};
 pub use time::{now_us, sleep, within};
 pub use wake::{Bell, Notify};
 
-/// Starts a task on this thread.
+/// Starts a task on this thread, which runs monoio.
 pub fn spawn(future: impl Future<Output = ()> + 'static) {
     drop(monoio::spawn(future));
 }

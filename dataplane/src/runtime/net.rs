@@ -121,14 +121,34 @@ pub fn is_local(address: &str) -> bool {
 /// # Errors
 /// Nobody listens there, the path is too long, or descriptors are exhausted.
 pub fn connect_local(path: &str, driver: ActiveDriver) -> io::Result<Socket> {
-    let raw = RawSocket::new(Domain::UNIX, Type::STREAM, None)?;
-    raw.set_nonblocking(true)?;
-    raw.connect(&SockAddr::unix(path)?)?;
+    let raw = connected_local(path)?;
     if driver == ActiveDriver::Uring {
         // On a non-blocking descriptor the ring would answer EAGAIN instead of waiting.
         raw.set_nonblocking(false)?;
     }
     Socket::from_std(raw.into())
+}
+
+/// A non-blocking socket, connected to a Unix socket.
+pub(super) fn connected_local(path: &str) -> io::Result<RawSocket> {
+    let raw = RawSocket::new(Domain::UNIX, Type::STREAM, None)?;
+    raw.set_nonblocking(true)?;
+    raw.connect(&SockAddr::unix(path)?)?;
+    Ok(raw)
+}
+
+/// A non-blocking socket with the options of connections to targets, whose handshake is under way or done.
+pub(super) fn begin_connect(addr: SocketAddr) -> io::Result<RawSocket> {
+    let raw = RawSocket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    raw.set_tcp_nodelay(true)?;
+    raw.set_tcp_keepalive(&TARGET_KEEPALIVE)?;
+    raw.set_tcp_user_timeout(Some(TARGET_UNACKNOWLEDGED))?;
+    raw.set_nonblocking(true)?;
+    match raw.connect(&SockAddr::from(addr)) {
+        Ok(()) => Ok(raw),
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(raw),
+        Err(error) => Err(error),
+    }
 }
 
 /// Connects within `timeout`. `TCP_NODELAY` is set before the handshake.
@@ -138,17 +158,7 @@ pub fn connect_local(path: &str, driver: ActiveDriver) -> io::Result<Socket> {
 /// # Errors
 /// Refused, unreachable, out of descriptors or ports, or [`io::ErrorKind::TimedOut`].
 pub async fn connect(addr: SocketAddr, timeout: Duration, driver: ActiveDriver) -> io::Result<Socket> {
-    let raw = RawSocket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
-    raw.set_tcp_nodelay(true)?;
-    raw.set_tcp_keepalive(&TARGET_KEEPALIVE)?;
-    raw.set_tcp_user_timeout(Some(TARGET_UNACKNOWLEDGED))?;
-    raw.set_nonblocking(true)?;
-    match raw.connect(&SockAddr::from(addr)) {
-        Ok(()) => {}
-        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
-        Err(error) => return Err(error),
-    }
-    let socket = Socket::from_std(raw.into())?;
+    let socket = Socket::from_std(begin_connect(addr)?.into())?;
     match time::within(timeout, socket.writable()).await {
         Some(result) => result?,
         None => return Err(io::Error::from(io::ErrorKind::TimedOut)),

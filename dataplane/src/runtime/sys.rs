@@ -83,6 +83,29 @@ pub fn send_now(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
+/// Sends what fits of several buffers without waiting, whatever the blocking mode, and without a signal at a closed
+/// connection.
+#[cfg(feature = "glommio")]
+pub fn send_vectored(fd: RawFd, bufs: &impl monoio::buf::IoVecBuf) -> io::Result<usize> {
+    // SAFETY: an all-zero header is a valid empty one.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = bufs.read_iovec_ptr().cast_mut();
+    message.msg_iovlen = bufs.read_iovec_len() as _;
+    // SAFETY: the vector and what it points to are valid for as long as `bufs` lives, which its trait promises; the call
+    // reads them and keeps nothing.
+    let sent = unsafe { libc::sendmsg(fd, &message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+/// Bytes of memory that this process may lock.
+#[cfg(feature = "glommio")]
+pub fn locked_memory_limit() -> io::Result<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the call fills one valid rlimit.
+    let result = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) };
+    if result == 0 { Ok(limit.rlim_cur) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Makes the close of this socket an immediate reset, so that the peer cannot take a cut answer for a whole one.
 pub fn reset_on_close(fd: RawFd) {
     // SAFETY: the caller keeps the descriptor open; the borrow ends with this call.

@@ -7,7 +7,7 @@ pub mod engine;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fairlead_dataplane::runtime::{Driver, Executor};
+use fairlead_dataplane::runtime::{Driver, Executor, Kind};
 use fairlead_dataplane::{Gateway, GatewayOptions, StaticInstance, start, static_fleet};
 use fairlead_routing::{Fleet, TargetEntry};
 use fairlead_wire::TargetId;
@@ -19,8 +19,25 @@ pub use engine::{Conn, Engine, Request, Then};
 /// Longest wait for anything that must happen.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// The runtime that all gateways here run on: what `FAIRLEAD_RUNTIME` names.
+pub fn runtime() -> Kind {
+    let named = std::env::var("FAIRLEAD_RUNTIME").ok();
+    named.map_or_else(Kind::default, |name| name.parse().unwrap())
+}
+
+/// What all gateways here have in common.
+pub fn options(driver: Driver) -> GatewayOptions {
+    let runtime = runtime();
+    // glommio has one driver, whatever the test would have.
+    let driver = if runtime == Kind::Glommio { Driver::Auto } else { driver };
+    GatewayOptions { shards: 1, pin: false, runtime, driver, seed: 7, ..GatewayOptions::default() }
+}
+
 /// The drivers that this machine has; says so when one is missing.
 pub fn drivers() -> Vec<Driver> {
+    if runtime() == Kind::Glommio {
+        return vec![Driver::Auto];
+    }
     let mut found = vec![Driver::Epoll];
     let probe = std::thread::spawn(|| Executor::build(Driver::Uring).map(|_| ()).map_err(|e| e.to_string()));
     match probe.join().unwrap() {
@@ -56,10 +73,10 @@ impl Rig {
                 models: vec!["m".into()],
             })
             .collect();
-        let mut options =
-            GatewayOptions { shards: 1, pin: false, driver, seed: 7, ..GatewayOptions::default() };
+        let mut options = options(driver);
         adjust(&mut options);
         let gateway = start(options, static_fleet(&instances)).unwrap();
+        assert_eq!(gateway.runtime(), runtime());
         Self { gateway, driver }
     }
 
@@ -76,8 +93,7 @@ impl Rig {
             Some(Arc::new(TargetEntry::new(TargetId::new(slot, 1), Arc::new(info), 0, true, Arc::default())))
         };
         fleet.publish((0u16..).zip(instances).map(entry).collect());
-        let mut options =
-            GatewayOptions { shards: 1, pin: false, driver, seed: 7, ..GatewayOptions::default() };
+        let mut options = options(driver);
         adjust(&mut options);
         Self { gateway: start(options, Arc::new(fleet)).unwrap(), driver }
     }

@@ -30,7 +30,7 @@ struct Args {
     /// `routing`: put the tables into this document, between the lines made for them.
     #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
-    /// `relay`, `stream`: this case alone, as the table names it.
+    /// `relay`, `stream`, `runtime`: this case alone, as the table names it.
     #[arg(long, value_name = "CASE")]
     only: Option<String>,
     /// `routing`, `decision`: prefill and decode apart, and nothing else.
@@ -76,8 +76,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
         "--pd is for `routing` and `decision`"
     );
     ensure!(
-        matches!(program.name, "relay" | "stream") || args.only.is_none(),
-        "--only is for `relay` and `stream`"
+        matches!(program.name, "relay" | "stream" | "runtime") || args.only.is_none(),
+        "--only is for `relay`, `stream` and `runtime`"
     );
     ensure!(program.name == "relay" || !args.tls, "--tls is for `relay`");
     ensure!(program.name == "relay" || !args.http2, "--http2 is for `relay`");

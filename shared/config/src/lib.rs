@@ -30,7 +30,7 @@ pub use setting::{Setting, Size};
 pub use tls::{Tls, UpstreamTls};
 pub use types::{
     Advertised, BasePath, Driver, Endpoints, HostPort, HttpUrl, InstanceUrl, KvEvents, LogFilter, LogFormat,
-    Shards,
+    Runtime, Shards,
 };
 
 use std::path::Path;

@@ -9,7 +9,7 @@ use crate::setting::{Setting, Size};
 use crate::tls::{Tls, UpstreamTls};
 use crate::types::{
     Advertised, BasePath, Driver, Endpoints, HostPort, HttpUrl, InstanceUrl, KvEvents, LogFilter, LogFormat,
-    Shards,
+    Runtime, Shards,
 };
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -70,6 +70,9 @@ section! {
         /// Threads that serve requests, each on a core of its own. `auto`: the cores the process may use, less one
         /// from four up.
         shards: Shards = Shards::Auto;
+        /// What they run on. `glommio` is there to compare with: it needs io_uring, and a program built with the cargo
+        /// feature of that name.
+        runtime: Runtime = Runtime::Monoio;
         /// How they wait for the kernel. `auto` takes io_uring where the kernel grants it, else epoll; the log says
         /// which.
         driver: Driver = Driver::Auto;

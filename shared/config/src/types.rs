@@ -282,6 +282,17 @@ macro_rules! words {
 pub(crate) use words;
 
 words! {
+    /// What shards run on.
+    Runtime {
+        /// monoio.
+        #[default]
+        Monoio = "monoio",
+        /// glommio, where it was built in.
+        Glommio = "glommio",
+    }
+}
+
+words! {
     /// How shards wait for the kernel.
     Driver {
         /// io_uring where the kernel grants it, else epoll.

@@ -137,6 +137,7 @@ fn refusals_name_key_value_and_what_is_allowed() {
         ("gateway: {admin: nope}", &["gateway.admin", "\"nope\"", "or `off`"]),
         ("gateway: {shards: 0}", &["gateway.shards", "0", "1 to 1024"]),
         ("gateway: {shards: many}", &["gateway.shards", "\"many\"", "`auto`"]),
+        ("gateway: {runtime: tokio}", &["gateway.runtime", "\"tokio\"", "`monoio`, `glommio`"]),
         ("gateway: {driver: kqueue}", &["gateway.driver", "\"kqueue\"", "`uring`"]),
         ("gateway: {tls: {certificate: /c}}", &["gateway.tls.key", "missing", "path"]),
         ("gateway: {tls: {key: /k}}", &["gateway.tls.certificate", "missing"]),

@@ -61,23 +61,24 @@ pub(crate) fn gather(
     mode: Mode,
     scratch: &mut Scratch,
 ) -> Result<Scope, NoPlan> {
-    let found = match scope {
-        _ if model.rows().len() <= FEW => false,
-        Scope::All => false,
-        Scope::Holders => {
-            // Only where the deepest are certainly all there.
-            let held = holders(1, Parts::WHOLE, request, model, mode, scratch);
-            held > 0 && held < HOLDERS
+    let few = model.rows().len() <= FEW;
+    let mut sampled = scope == Scope::Sample;
+    if scope == Scope::Holders && !few {
+        match holders(1, Parts::WHOLE, request, model, mode, scratch) {
+            // Whom nobody's cache speaks for may go to one that was drawn.
+            0 => sampled = true,
+            // The deepest are certainly all there.
+            1..HOLDERS => return Ok(scope),
+            _ => {}
         }
-        Scope::Sample => {
-            holders(SHARE, Parts::WHOLE, request, model, mode, scratch);
-            let rows = model.rows().len();
-            draw(rows, |number| number, Parts::WHOLE, request, model, mode, scratch);
-            !scratch.candidates.is_empty()
+    }
+    if sampled && !few {
+        holders(SHARE, Parts::WHOLE, request, model, mode, scratch);
+        let rows = model.rows().len();
+        draw(rows, |number| number, Parts::WHOLE, request, model, mode, scratch);
+        if !scratch.candidates.is_empty() {
+            return Ok(Scope::Sample);
         }
-    };
-    if found {
-        return Ok(scope);
     }
     all(&Strictness::STEPS, Parts::WHOLE, |found| !found.is_empty(), request, model, mode, scratch)?;
     Ok(Scope::All)
@@ -371,7 +372,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
-        /// What prefix-cache decides by the holders alone is what it decides by all.
+        /// What prefix-cache decides by the holders alone is what it decides by all; where their match is short, it goes
+        /// to one of those drawn.
         #[test]
         fn holders_decide_as_all_do(
             held in proptest::collection::vec((0..TARGETS, 1usize..=12), 0..90),
@@ -400,7 +402,10 @@ mod tests {
             drop(fast);
             let mut explain = crate::Explain::default();
             let slow = crate::plan_explained(&request, &fleet, &mut scratch, &mut explain).unwrap();
-            prop_assert_eq!((reason, cached), (slow.reason, slow.cached_blocks));
+            prop_assert_eq!(reason, slow.reason);
+            if reason != Reason::PrefixMiss {
+                prop_assert_eq!(cached, slow.cached_blocks);
+            }
             if reason == Reason::PrefixHit {
                 let tokens = |t: &TargetEntry| {
                     let now = t.cells.counters.in_flight();

@@ -172,7 +172,8 @@ fn decide(
             Decision { request, candidates: &scratch.candidates, targets, model: &model.cells, fleet };
         early = request.strategy.pick_holder(&decision, &mut scratch.rng);
         if early.is_none() {
-            gather(Scope::All, request, model, mode, scratch)?;
+            let scope = request.strategy.policy().scope_after_holders(&decision);
+            gather(scope, request, model, mode, scratch)?;
         }
     }
     let decision = Decision { request, candidates: &scratch.candidates, targets, model: &model.cells, fleet };

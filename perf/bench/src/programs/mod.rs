@@ -14,6 +14,8 @@ pub mod propagation;
 pub mod relay;
 pub mod routing;
 #[cfg(feature = "fleet")]
+pub mod runtime;
+#[cfg(feature = "fleet")]
 pub mod scale;
 #[cfg(feature = "fleet")]
 pub mod stream;
@@ -43,7 +45,7 @@ pub struct Options {
     pub tls: bool,
     /// `relay`: clients speak HTTP/2.
     pub http2: bool,
-    /// `relay`, `stream`: this case alone.
+    /// `relay`, `stream`, `runtime`: this case alone.
     pub only: Option<String>,
 }
 
@@ -77,6 +79,12 @@ pub const PROGRAMS: &[Program] = &[
         name: "stream",
         about: "tokens of streams through the gateway beside nginx and HAProxy: processor time, time on the way, stalls",
         run: stream::run,
+    },
+    #[cfg(feature = "fleet")]
+    Program {
+        name: "runtime",
+        about: "monoio on io_uring, monoio on epoll and glommio under the same few lines: echo, relay, streams",
+        run: runtime::run,
     },
     #[cfg(feature = "fleet")]
     Program {

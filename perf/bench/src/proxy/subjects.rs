@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 
 use super::body::Template;
-use super::floor;
+use super::floor::{self, Base};
 use super::load::Load;
 use super::multiplex;
 use super::process::Process;
@@ -200,14 +200,50 @@ pub fn start(kind: Kind, setting: &Setting, folder: &Folder) -> anyhow::Result<S
         }
         Kind::Sglang => run(python("sglang-router", "sglang_router.launch_router", addr, setting)?)?,
         Kind::Vllm => run(python("vllm-router", "vllm_router.launch_router", addr, setting)?)?,
-        Kind::Floor => floor::start(addr, &setting.engines, cores, core, &log)?,
+        Kind::Floor => floor::start(Base::Chosen, addr, &setting.engines, cores, core, &log)?,
     };
-    if let Err(error) = serves(addr, setting, &mut process) {
-        let said = std::fs::read_to_string(&log).unwrap_or_default();
-        let last: Vec<_> = said.lines().rev().take(3).collect();
-        bail!("{} does not serve: {error:#}; it said: {}", kind.name(), last.join(" / "));
-    }
+    awaited(kind.name(), addr, setting, &mut process, &log)?;
     Ok(Subject { kind, addr, process })
+}
+
+/// Starts the floor on a runtime of choice and waits until it serves. Without engines it answers by itself.
+///
+/// # Errors
+/// It does not serve: this machine, or this program, does not have that runtime.
+pub fn start_on(
+    base: Base,
+    engines: &[SocketAddr],
+    cores: &[usize],
+    folder: &Folder,
+) -> anyhow::Result<Subject> {
+    let addr = free_port()?;
+    let log = folder.0.join(format!("{}-{}", base.name(), addr.port()));
+    let mut process = floor::start(base, addr, engines, cores, 0, &log)?;
+    let setting = Setting {
+        engines: engines.to_vec(),
+        streams: false,
+        connections: 1,
+        index: "",
+        seal: None,
+        http2: false,
+        cores: cores.to_vec(),
+    };
+    awaited(base.name(), addr, &setting, &mut process, &log)?;
+    Ok(Subject { kind: Kind::Floor, addr, process })
+}
+
+fn awaited(
+    name: &str,
+    addr: SocketAddr,
+    setting: &Setting,
+    process: &mut Process,
+    log: &Path,
+) -> anyhow::Result<()> {
+    serves(addr, setting, process).map_err(|error| {
+        let said = std::fs::read_to_string(log).unwrap_or_default();
+        let last: Vec<_> = said.lines().rev().take(3).collect();
+        anyhow::anyhow!("{name} does not serve: {error:#}; it said: {}", last.join(" / "))
+    })
 }
 
 /// Waits until a request is answered.

@@ -10,6 +10,9 @@ use super::{EngineView, Replica, ReplicaSink, ReservationSource};
 
 /// Least interval between two samples of this gateway's reservations, microseconds, for each 1,024 targets.
 const SAMPLE_US: u64 = 1_000;
+/// Targets sampled in turn, beside those at which something is in flight. Of the others a placement tells when a request
+/// goes there ([`Replica::place`]); their turn is for those whose placement found no room in the shards' queue.
+const IN_TURN: usize = 64;
 
 /// What is known of other parties' load, by the scheduler's packed ids: load may come before the operation that names
 /// its target.
@@ -207,18 +210,18 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
     pub(super) fn sample(&mut self) {
         let now_us = self.now_us;
         self.next_sample_us = now_us + SAMPLE_US * (1 + self.table.len() as u64 / 1_024);
-        self.loaded = false;
-        let mut changed = Vec::new();
-        for local in self.table.iter_mut() {
-            if local.sample(self.sink.in_flight(local.id), now_us) {
-                changed.push(local.id.slot);
+        let mut busy = std::mem::take(&mut self.busy);
+        busy.retain(|&slot| self.read_reservations(slot));
+        self.busy = busy;
+        let places = self.table.places();
+        for _ in 0..IN_TURN.min(places) {
+            self.turn = if self.turn + 1 < places { self.turn + 1 } else { 0 };
+            let slot = self.turn as Slot;
+            if self.table.get(slot).is_some_and(|local| !local.busy) {
+                self.sample_one(slot);
             }
-            self.loaded |= local.own != InFlight::default();
-            self.load_dirty |= local.own != local.told && local.remote.is_some();
         }
-        for slot in changed {
-            self.look_again(slot);
-        }
+        self.loaded = !self.busy.is_empty();
         if let Some(link) = &mut self.link
             && now_us >= link.next_full_us
         {
@@ -227,16 +230,36 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
         }
     }
 
-    /// Reads this gateway's reservations at one target.
+    /// Reads this gateway's reservations at one target, and takes note where something is in flight.
     pub(super) fn sample_one(&mut self, slot: Slot) {
+        let known = self.table.get(slot).is_some_and(|local| local.busy);
+        if let Some(local) = self.table.get_mut(slot) {
+            local.busy = true;
+        }
+        if self.read_reservations(slot) {
+            self.loaded = true;
+            if !known {
+                self.busy.push(slot);
+            }
+        } else if let Some(local) = self.table.get_mut(slot) {
+            // It leaves the list with the next sample, if it was on it.
+            local.busy = known;
+        }
+    }
+
+    /// Reads this gateway's reservations at one of the busy targets; false: it is none any more.
+    fn read_reservations(&mut self, slot: Slot) -> bool {
         let now_us = self.now_us;
-        let Some(local) = self.table.get_mut(slot) else { return };
+        // A target that is new in the slot of one that was busy is not on the list by itself.
+        let Some(local) = self.table.get_mut(slot).filter(|local| local.busy) else { return false };
         let changed = local.sample(self.sink.in_flight(local.id), now_us);
-        self.loaded |= local.own != InFlight::default();
+        local.busy = local.own != InFlight::default();
+        let busy = local.busy;
         self.load_dirty |= local.own != local.told && local.remote.is_some();
         if changed {
             self.look_again(slot);
         }
+        busy
     }
 
     /// Reservations to tell the scheduler; `None` when nothing changed.

@@ -54,7 +54,7 @@ use fairlead_prefix::{Config, Hits, Reader, Writer};
 use fairlead_wire::msg::{
     CacheSource, HashSpace, InFlight, InstanceInfo, Op, Placement, Pong, ServingRole, Welcome,
 };
-use fairlead_wire::{Frame, Message, TargetId};
+use fairlead_wire::{Frame, Message, Slot, TargetId};
 
 use crate::ClockMap;
 pub use feedback::CacheAnswer;
@@ -163,6 +163,10 @@ pub struct Replica<S> {
     load_dirty: bool,
     /// Something of this gateway's own was in flight at the last sample.
     loaded: bool,
+    /// Targets at which something was in flight when they were last looked at.
+    busy: Vec<Slot>,
+    /// The last target that was sampled in its turn.
+    turn: usize,
     next_sample_us: u64,
     next_chores_us: u64,
     last_heard_us: u64,
@@ -220,6 +224,8 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
             load_version: 0,
             load_dirty: false,
             loaded: false,
+            busy: Vec::new(),
+            turn: 0,
             next_sample_us: now_us,
             next_chores_us: now_us,
             last_heard_us: now_us,

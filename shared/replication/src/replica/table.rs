@@ -29,6 +29,8 @@ pub(crate) struct Local {
     pub(crate) told: InFlight,
     /// What is in flight here now, by this gateway.
     pub(crate) own: InFlight,
+    /// Something was in flight at the last look, so that the target is on the list of those that are sampled.
+    pub(crate) busy: bool,
     /// What the others have in flight here.
     pub(crate) peers: InFlight,
     /// This gateway's requests in flight over the last while.
@@ -109,6 +111,7 @@ impl Table {
             fixed: remote.is_none(),
             told: InFlight::default(),
             own: InFlight::default(),
+            busy: false,
             peers: InFlight::default(),
             own_history: History::default(),
             peers_history: History::default(),
@@ -199,6 +202,11 @@ impl Table {
 
     pub(crate) fn len(&self) -> usize {
         self.by_name.len()
+    }
+
+    /// Slots that are or were in use.
+    pub(crate) fn places(&self) -> usize {
+        self.places.len()
     }
 
     /// Frees slots that have cooled long enough and on which `busy` finds no reservation; returns their ids.

@@ -240,7 +240,8 @@ pub enum Scope {
     /// All that are eligible.
     #[default]
     All,
-    /// Those that hold as much of the prompt as any, and all only if it cannot decide on these.
+    /// Those that hold as much of the prompt as any; a sample of all if nobody holds anything, and what
+    /// [`Policy::scope_after_holders`] says if the policy cannot decide on these.
     Holders,
     /// Those that hold much of the prompt, and a sample of the others.
     Sample,
@@ -255,6 +256,12 @@ pub trait Policy: Send + Sync {
 
     /// Which targets it must be shown where a model has very many.
     fn scope(&self) -> Scope {
+        Scope::All
+    }
+
+    /// Which targets it must be shown when it could not decide on the holders. Asked only of policies whose scope is
+    /// [`Scope::Holders`].
+    fn scope_after_holders(&self, _decision: &Decision<'_>) -> Scope {
         Scope::All
     }
 
