@@ -93,7 +93,6 @@ AMBIGUOUS = {
     "HTTP/1.2": (post(LENGTH, line="POST /v1/chat/completions HTTP/1.2"), {400, 505}),
     "HTTP/2.0": (post(LENGTH, line="POST /v1/chat/completions HTTP/2.0"), {505}),
     "HTTP/1.10": (post(LENGTH, line="POST /v1/chat/completions HTTP/1.10"), {400, 505}),
-    "HTTP/2 preface": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", {400, 505}),
     "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(32), {400}),
     "fragment": (post(LENGTH, line="POST /v1/chat/completions#a HTTP/1.1"), {400}),
     "relative path": (post(LENGTH, line="POST v1/chat/completions HTTP/1.1"), {400}),
