@@ -192,7 +192,7 @@ impl Driver {
             && (now >= self.next_files_us || edge.is_asked())
         {
             self.next_files_us = now + FILES_US;
-            edge.check();
+            self.shared.check_tls();
         }
     }
 

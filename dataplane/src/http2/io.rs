@@ -13,8 +13,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::runtime::{Direction, Link, Stream};
-use crate::tls::Op;
+use crate::runtime::{Direction, Link, Op, Stream};
 
 /// First buffer for what comes.
 const READ_FIRST: usize = 16 * 1024;

@@ -2,6 +2,20 @@
 #![allow(unsafe_code)]
 
 use bytes::{Buf, Bytes};
+use monoio::buf::IoVecBuf;
+
+/// Several buffers that leave together, and how far they have.
+pub trait Vectored: IoVecBuf {
+    /// Whether nothing is left to be written.
+    fn is_written(&self) -> bool;
+
+    /// Drops `count` written bytes from the front.
+    fn advance(&mut self, count: usize);
+
+    /// The first buffer that is not written to its end.
+    #[cfg(feature = "glommio")]
+    fn first(&self) -> &[u8];
+}
 
 /// A head and a body that leave together without being copied into one buffer.
 ///
@@ -20,19 +34,19 @@ impl Gather {
         this
     }
 
-    /// Bytes still to be written.
-    pub fn remaining(&self) -> usize {
-        self.bufs[0].len() + self.bufs[1].len()
+    fn point(&mut self) {
+        for (slot, buf) in self.iov.iter_mut().zip(&self.bufs) {
+            *slot = point(buf);
+        }
+    }
+}
+
+impl Vectored for Gather {
+    fn is_written(&self) -> bool {
+        self.bufs.iter().all(Bytes::is_empty)
     }
 
-    /// The first buffer that is not written to its end.
-    #[cfg(feature = "glommio")]
-    pub fn first(&self) -> &[u8] {
-        self.bufs.iter().find(|buf| !buf.is_empty()).map_or(&[], |buf| buf)
-    }
-
-    /// Drops `count` written bytes from the front.
-    pub fn advance(&mut self, count: usize) {
+    fn advance(&mut self, count: usize) {
         let first = count.min(self.bufs[0].len());
         self.bufs[0].advance(first);
         let second = (count - first).min(self.bufs[1].len());
@@ -40,10 +54,9 @@ impl Gather {
         self.point();
     }
 
-    fn point(&mut self) {
-        for (slot, buf) in self.iov.iter_mut().zip(&self.bufs) {
-            *slot = point(buf);
-        }
+    #[cfg(feature = "glommio")]
+    fn first(&self) -> &[u8] {
+        self.bufs.iter().find(|buf| !buf.is_empty()).map_or(&[], |buf| buf)
     }
 }
 
@@ -67,20 +80,19 @@ impl Pieces {
         let iov = bufs.iter().map(point).collect();
         Self { bufs, iov, done: 0 }
     }
+}
 
-    /// Whether nothing is left to be written.
-    pub fn is_written(&self) -> bool {
+impl Vectored for Pieces {
+    fn is_written(&self) -> bool {
         self.done >= self.bufs.len()
     }
 
-    /// The first buffer that is not written to its end.
     #[cfg(feature = "glommio")]
-    pub fn first(&self) -> &[u8] {
+    fn first(&self) -> &[u8] {
         self.bufs.get(self.done).map_or(&[], |buf| buf)
     }
 
-    /// Drops `count` written bytes from the front.
-    pub fn advance(&mut self, mut count: usize) {
+    fn advance(&mut self, mut count: usize) {
         while let (Some(buf), Some(slot)) = (self.bufs.get_mut(self.done), self.iov.get_mut(self.done)) {
             let part = count.min(buf.len());
             buf.advance(part);
@@ -103,7 +115,7 @@ const EMPTY: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len
 // SAFETY: the vector is boxed, so its address does not change when the value moves; it points into `Bytes` that
 // the value owns, whose storage is on the heap or static and is not changed while the runtime owns the value
 // (`advance` needs `&mut self`). The length is that of the array.
-unsafe impl monoio::buf::IoVecBuf for Gather {
+unsafe impl IoVecBuf for Gather {
     fn read_iovec_ptr(&self) -> *const libc::iovec {
         self.iov.as_ptr()
     }
@@ -116,7 +128,7 @@ unsafe impl monoio::buf::IoVecBuf for Gather {
 // SAFETY: the vector's storage is on the heap and does not move with the value; `done` is never beyond its length, and
 // the length told is that of what follows. It points into `Bytes` that the value owns, whose storage is on the heap or
 // static and is not changed while the runtime owns the value (`advance` needs `&mut self`).
-unsafe impl monoio::buf::IoVecBuf for Pieces {
+unsafe impl IoVecBuf for Pieces {
     fn read_iovec_ptr(&self) -> *const libc::iovec {
         self.iov.get(self.done..).unwrap_or_default().as_ptr()
     }
@@ -132,7 +144,6 @@ mod tests {
 
     #[test]
     fn pieces_advance_over_any_number_of_borders() {
-        use monoio::buf::IoVecBuf;
         let parts = [&b"abc"[..], b"", b"d", b"efgh"].map(Bytes::from_static);
         let mut pieces = Pieces::new(parts.to_vec());
         let lengths =
@@ -152,12 +163,12 @@ mod tests {
     #[test]
     fn advance_crosses_the_border() {
         let mut gather = Gather::new(Bytes::from_static(b"abc"), Bytes::from_static(b"defg"));
-        assert_eq!(gather.remaining(), 7);
+        assert!(!gather.is_written());
         gather.advance(2);
         assert_eq!((gather.iov[0].iov_len, gather.iov[1].iov_len), (1, 4));
         gather.advance(3);
         assert_eq!((gather.iov[0].iov_len, gather.iov[1].iov_len), (0, 2));
         gather.advance(9);
-        assert_eq!(gather.remaining(), 0);
+        assert!(gather.is_written());
     }
 }

@@ -20,7 +20,7 @@ use monoio::buf::{IoBuf, IoBufMut};
 use monoio::io::{AsyncReadRent, AsyncWriteRent};
 use monoio::net::TcpStream;
 
-use super::gather::{Gather, Pieces};
+use super::gather::{Gather, Pieces, Vectored};
 use super::sys::{self, Direction, Peer};
 
 /// A connected TCP stream, shared by the operations of one task.
@@ -103,42 +103,28 @@ impl Socket {
 
     /// Writes `first` and then `second`, in one system call where the socket takes both.
     pub fn write_both(&self, first: Bytes, second: Bytes) -> impl Future<Output = io::Result<()>> + use<> {
-        let this = self.clone();
-        async move {
-            let mut gather = Gather::new(first, second);
-            while gather.remaining() > 0 {
-                let (result, back) = {
-                    // SAFETY: see `stream`.
-                    let stream = unsafe { this.stream() };
-                    stream.writev(gather).await
-                };
-                gather = back;
-                match result {
-                    Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero)),
-                    Ok(count) => gather.advance(count),
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) => return Err(error),
-                }
-            }
-            Ok(())
-        }
+        self.write_vectored(Gather::new(first, second))
     }
 
     /// Writes all of `pieces` in their order, in one system call where the socket takes them.
     pub fn write_pieces(&self, pieces: Vec<Bytes>) -> impl Future<Output = io::Result<()>> + use<> {
+        self.write_vectored(Pieces::new(pieces))
+    }
+
+    fn write_vectored<V: Vectored + 'static>(&self, out: V) -> impl Future<Output = io::Result<()>> + use<V> {
         let this = self.clone();
         async move {
-            let mut pieces = Pieces::new(pieces);
-            while !pieces.is_written() {
+            let mut out = out;
+            while !out.is_written() {
                 let (result, back) = {
                     // SAFETY: see `stream`.
                     let stream = unsafe { this.stream() };
-                    stream.writev(pieces).await
+                    stream.writev(out).await
                 };
-                pieces = back;
+                out = back;
                 match result {
                     Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero)),
-                    Ok(count) => pieces.advance(count),
+                    Ok(count) => out.advance(count),
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     Err(error) => return Err(error),
                 }

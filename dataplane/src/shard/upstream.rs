@@ -14,7 +14,6 @@ use super::watch::{Probe, Watch};
 use super::{Shard, secure};
 use crate::http::{Framing, HeadLimits, Parsed, ResponseHead};
 use crate::runtime::{Direction, Link, Runtime, Stream, local_path};
-
 use crate::tls::https_address;
 
 /// Buffer for the head of an answer and for events of a stream.
@@ -299,11 +298,15 @@ where
             }
             Parsed::Done(len) => {
                 let head = buf.split_to(len).freeze();
+                if answer.status().as_u16() == 101 {
+                    return Exchanged::Switched { head, rest: buf, sent };
+                }
+                let bodiless = matches!(answer.framing(), Framing::None | Framing::Length(0));
+                // An error status is passed on as it is; only a promise of success is worth waiting for its proof.
+                if bodiless || buf.has_remaining() || !answer.status().is_success() || hold.is_zero() {
+                    return Exchanged::Answer { head, rest: buf, sent };
+                }
                 let part = Part { head, rest: buf, sent };
-                let part = match settled(part, answer, hold) {
-                    Ok(exchanged) => return exchanged,
-                    Err(part) => part,
-                };
                 // Boxed, so that an exchange whose answer comes in one piece holds no space for the timer.
                 return Box::pin(await_body::<R, _, _, _>(socket, reads, part, answer, asker, hold)).await;
             }
@@ -316,21 +319,6 @@ struct Part {
     head: Bytes,
     rest: BytesMut,
     sent: bool,
-}
-
-/// What a head makes known that nothing needs to be waited for after; the part again where something does.
-fn settled(part: Part, answer: &ResponseHead, hold: Duration) -> Result<Exchanged, Part> {
-    let bodiless = matches!(answer.framing(), Framing::None | Framing::Length(0));
-    if answer.status().as_u16() == 101 {
-        let Part { head, rest, sent } = part;
-        return Ok(Exchanged::Switched { head, rest, sent });
-    }
-    // An error status is passed on as it is; only a promise of success is worth waiting for its proof.
-    if bodiless || part.rest.has_remaining() || !answer.status().is_success() || hold.is_zero() {
-        let Part { head, rest, sent } = part;
-        return Ok(Exchanged::Answer { head, rest, sent });
-    }
-    Err(part)
 }
 
 /// Holds the head back until the first byte of its body has come, or `hold` is over.

@@ -11,9 +11,8 @@ use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
 
-use super::op::Op;
 use super::session::{Session, Side, Sink};
-use crate::runtime::{Direction, Layer, Peer, Stream};
+use crate::runtime::{Direction, Layer, Op, Peer, Stream};
 
 /// Least room for a read, bytes.
 const READ_LEAST: usize = 4 * 1024;

@@ -11,7 +11,6 @@
 mod edge;
 mod files;
 mod layer;
-mod op;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -20,7 +19,6 @@ mod trust;
 pub use edge::{Edge, TlsOptions};
 pub use files::TlsError;
 pub use layer::{Failure, Tls};
-pub use op::Op;
 pub use trust::{Trust, UpstreamTls, https_address, place};
 
 /// HTTP/2, as ALPN names it.

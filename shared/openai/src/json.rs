@@ -126,7 +126,7 @@ impl<'b> Cursor<'b> {
         Self { body, at: 0, checked: false }
     }
 
-    /// A cursor over a body that was checked before: it only looks for the ends of strings, not at what they hold.
+    /// A cursor over a body that was checked before: containers that it skips are not checked again.
     pub fn checked(body: &'b [u8], at: usize) -> Self {
         Self { body, at, checked: true }
     }

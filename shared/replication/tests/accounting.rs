@@ -97,3 +97,34 @@ fn load_is_counted_once() {
     assert!(mean.abs() < 0.05, "foreign load is off by {mean:.3} on average");
     assert!(share < 0.1, "wrong for a share of {share:.3} of the time");
 }
+
+/// What the second gateway knows to be in flight of the first one's at a rank of the only instance.
+fn told(world: &World, rank: u16) -> u32 {
+    let other = &world.gateways[1];
+    let id = other.find_rank("e0", rank).unwrap();
+    other.seen.borrow().peers.get(&id).map_or(0, |peers| peers.requests)
+}
+
+#[test]
+fn of_many_targets_those_in_use_are_read_and_the_others_in_their_turn() {
+    let mut world = World::new(1, 2, 1);
+    world.agents[0].info.dp_ranks = 200;
+    world.run_for(1_000 * MS);
+    // The shards' word that a request goes there may find no room in its queue.
+    for said in [true, false] {
+        for rank in [0, 63, 64, 130, 199] {
+            let id = world.gateways[0].find_rank("e0", rank).unwrap();
+            for more in [1, 1, -1, -1] {
+                let before = told(&world, rank);
+                world.gateways[0].reserve(id, more);
+                if said && more > 0 {
+                    let now = world.now + world.gateways[0].skew;
+                    world.gateways[0].replica.place(id, Default::default(), &[], now);
+                }
+                world.run_for(12 * MS);
+                let change = i64::from(told(&world, rank)) - i64::from(before);
+                assert_eq!(change, i64::from(more), "rank {rank}, said: {said}");
+            }
+        }
+    }
+}

@@ -12,9 +12,8 @@ use std::task::{Context, Poll};
 use bytes::{Bytes, BytesMut};
 use futures_io::{AsyncRead, AsyncWrite};
 use glommio::net::TcpStream;
-use monoio::buf::IoVecBuf;
 
-use crate::runtime::gather::{Gather, Pieces};
+use crate::runtime::gather::{Gather, Pieces, Vectored};
 use crate::runtime::seam::{OutBuf, Stream};
 use crate::runtime::sys::{self, Direction, Peer};
 
@@ -106,42 +105,6 @@ impl GlommioSocket {
     }
 }
 
-/// Several buffers that leave together.
-trait Vectored: IoVecBuf {
-    fn is_written(&self) -> bool;
-    fn advance(&mut self, count: usize);
-    /// The first buffer that is not written yet.
-    fn first(&self) -> &[u8];
-}
-
-impl Vectored for Gather {
-    fn is_written(&self) -> bool {
-        self.remaining() == 0
-    }
-
-    fn advance(&mut self, count: usize) {
-        Gather::advance(self, count);
-    }
-
-    fn first(&self) -> &[u8] {
-        Gather::first(self)
-    }
-}
-
-impl Vectored for Pieces {
-    fn is_written(&self) -> bool {
-        Pieces::is_written(self)
-    }
-
-    fn advance(&mut self, count: usize) {
-        Pieces::advance(self, count);
-    }
-
-    fn first(&self) -> &[u8] {
-        Pieces::first(self)
-    }
-}
-
 impl Stream for GlommioSocket {
     type Handle = RawFd;
 
@@ -149,8 +112,8 @@ impl Stream for GlommioSocket {
         self.inner.fd
     }
 
-    fn shutdown_by(fd: RawFd, direction: Direction) {
-        sys::shutdown(fd, direction);
+    fn shutdown_by(fd: &RawFd, direction: Direction) {
+        sys::shutdown(*fd, direction);
     }
 
     fn read(&self, buf: BytesMut) -> impl Future<Output = (io::Result<usize>, BytesMut)> + use<> + 'static {

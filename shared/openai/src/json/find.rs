@@ -48,8 +48,7 @@ pub(crate) fn decode(bytes: &[u8], at: usize, into: &mut [u8]) -> (usize, usize)
     lanes::decode(bytes, at, into)
 }
 
-/// [`text_end`] with vectors of `N` bytes; `stops` marks, from its lowest bit on, the bytes of a run that end plain text.
-/// Of what it marks only the lowest has to be right.
+/// [`text_end`] with vectors of `N` bytes, in which `first` finds the first byte that ends plain text.
 #[inline(always)]
 fn text_end_by<const N: usize>(
     bytes: &[u8],
@@ -84,6 +83,7 @@ fn text_end_by<const N: usize>(
     }
 }
 
+/// [`decode`] with vectors of `N` bytes.
 #[inline(always)]
 fn decode_by<const N: usize>(
     bytes: &[u8],

@@ -211,13 +211,21 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
         let now_us = self.now_us;
         self.next_sample_us = now_us + SAMPLE_US * (1 + self.table.len() as u64 / 1_024);
         let mut busy = std::mem::take(&mut self.busy);
-        busy.retain(|&slot| self.read_reservations(slot));
+        busy.retain(|&slot| {
+            // A target that is new in the slot of one that was busy is not on the list by itself.
+            let listed = self.table.get(slot).is_some_and(|local| local.listed);
+            let stays = listed && self.read_reservations(slot);
+            if let Some(local) = self.table.get_mut(slot) {
+                local.listed = stays;
+            }
+            stays
+        });
         self.busy = busy;
         let places = self.table.places();
         for _ in 0..IN_TURN.min(places) {
             self.turn = if self.turn + 1 < places { self.turn + 1 } else { 0 };
             let slot = self.turn as Slot;
-            if self.table.get(slot).is_some_and(|local| !local.busy) {
+            if self.table.get(slot).is_some_and(|local| !local.listed) {
                 self.sample_one(slot);
             }
         }
@@ -230,31 +238,25 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
         }
     }
 
-    /// Reads this gateway's reservations at one target, and takes note where something is in flight.
+    /// Reads this gateway's reservations at one target, and has it read again for as long as something is in flight.
     pub(super) fn sample_one(&mut self, slot: Slot) {
-        let known = self.table.get(slot).is_some_and(|local| local.busy);
-        if let Some(local) = self.table.get_mut(slot) {
-            local.busy = true;
+        if !self.read_reservations(slot) {
+            return;
         }
-        if self.read_reservations(slot) {
-            self.loaded = true;
-            if !known {
-                self.busy.push(slot);
-            }
-        } else if let Some(local) = self.table.get_mut(slot) {
-            // It leaves the list with the next sample, if it was on it.
-            local.busy = known;
+        self.loaded = true;
+        if let Some(local) = self.table.get_mut(slot)
+            && !std::mem::replace(&mut local.listed, true)
+        {
+            self.busy.push(slot);
         }
     }
 
-    /// Reads this gateway's reservations at one of the busy targets; false: it is none any more.
+    /// Reads this gateway's reservations at one target. Whether something is in flight.
     fn read_reservations(&mut self, slot: Slot) -> bool {
         let now_us = self.now_us;
-        // A target that is new in the slot of one that was busy is not on the list by itself.
-        let Some(local) = self.table.get_mut(slot).filter(|local| local.busy) else { return false };
+        let Some(local) = self.table.get_mut(slot) else { return false };
         let changed = local.sample(self.sink.in_flight(local.id), now_us);
-        local.busy = local.own != InFlight::default();
-        let busy = local.busy;
+        let busy = local.own != InFlight::default();
         self.load_dirty |= local.own != local.told && local.remote.is_some();
         if changed {
             self.look_again(slot);

@@ -29,8 +29,8 @@ pub(crate) struct Local {
     pub(crate) told: InFlight,
     /// What is in flight here now, by this gateway.
     pub(crate) own: InFlight,
-    /// Something was in flight at the last look, so that the target is on the list of those that are sampled.
-    pub(crate) busy: bool,
+    /// On the list of those at which something is in flight.
+    pub(crate) listed: bool,
     /// What the others have in flight here.
     pub(crate) peers: InFlight,
     /// This gateway's requests in flight over the last while.
@@ -111,7 +111,7 @@ impl Table {
             fixed: remote.is_none(),
             told: InFlight::default(),
             own: InFlight::default(),
-            busy: false,
+            listed: false,
             peers: InFlight::default(),
             own_history: History::default(),
             peers_history: History::default(),

@@ -137,6 +137,11 @@ impl Gateway {
         self.seen.borrow().targets.iter().find(|(_, target)| target.0 == name).map(|(id, _)| *id)
     }
 
+    pub fn find_rank(&self, name: &str, rank: u16) -> Option<TargetId> {
+        let seen = self.seen.borrow();
+        seen.targets.iter().find(|(_, target)| target.0 == name && target.1 == rank).map(|(id, _)| *id)
+    }
+
     pub fn ready(&self) -> Vec<TargetId> {
         self.seen.borrow().targets.iter().filter(|(_, target)| target.3).map(|(id, _)| *id).collect()
     }
