@@ -93,10 +93,11 @@ impl Publisher {
     }
 
     async fn start_at(endpoint: &str, replay: &str, rank: u16, topics: bool) -> Self {
-        let mut publisher = PubSocket::new();
-        let endpoint = bind(&mut publisher, endpoint).await;
+        // In this order: a subscriber that comes back at once asks for what it has missed, and once only.
         let mut router = RouterSocket::new();
         let replay = bind(&mut router, replay).await;
+        let mut publisher = PubSocket::new();
+        let endpoint = bind(&mut publisher, endpoint).await;
         let shared = Arc::new(Shared { rank, kept: Mutex::default(), publisher: publisher.into() });
         let answering = shared.clone();
         let answers = tokio::spawn(async move {
