@@ -45,7 +45,7 @@ fn removed(pages: &[u64]) -> Value {
 /// Our names of a prompt's blocks.
 fn blocks(number: u32, count: u32) -> BTreeSet<u64> {
     let bytes: Vec<u8> = prompt(number, count).iter().flat_map(|token| token.to_le_bytes()).collect();
-    hash_blocks(root(SEED, "chat", "", "", 4 * BLOCK), 4 * BLOCK, &bytes).into_iter().collect()
+    hash_blocks(SEED, root(SEED, "chat", "", "", 4 * BLOCK), 4 * BLOCK, &bytes).into_iter().collect()
 }
 
 /// What a scheduler has been told.

@@ -63,7 +63,7 @@ fn config(block_tokens: u32) -> MirrorConfig {
 /// Blocks of a prompt.
 fn path(block: u32, tokens: &[u32]) -> Vec<u64> {
     let bytes: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
-    hash_blocks(root(SEED, MODEL, "", "", 4 * block), 4 * block, &bytes)
+    hash_blocks(SEED, root(SEED, MODEL, "", "", 4 * block), 4 * block, &bytes)
 }
 
 /// A scheduler's tree for one target, which forgets a block as soon as neither it nor one below it is held.
@@ -212,7 +212,7 @@ fn token(branch: u32, at: u32) -> u32 {
 /// An engine's hash of a page: of its whole prefix.
 fn page_hash(tokens: &[u32]) -> u64 {
     let bytes: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
-    hash_blocks(99, bytes.len() as u32, &bytes)[0]
+    hash_blocks(SEED, 99, bytes.len() as u32, &bytes)[0]
 }
 
 #[derive(Clone, Debug)]
@@ -359,7 +359,7 @@ proptest! {
 fn adapters_salts_and_images_are_kept_apart() {
     let tokens: Vec<u32> = (0..8).collect();
     let bytes: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
-    let blocks = |lora: &str, salt: &str| hash_blocks(root(SEED, MODEL, lora, salt, 16), 16, &bytes);
+    let blocks = |lora: &str, salt: &str| hash_blocks(SEED, root(SEED, MODEL, lora, salt, 16), 16, &bytes);
     let base = json!({"type": "BlockStored", "block_hashes": [1, 2], "parent_block_hash": null, "token_ids": tokens,
         "block_size": 4});
     let with = |more: Value| {

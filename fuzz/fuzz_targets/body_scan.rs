@@ -58,6 +58,6 @@ fuzz_target!(|body: &[u8]| {
         let mut hasher = BlockHasher::new(1, "model", "", "", BLOCK, &mut hashes);
         canonical(body, &found, api, &mut |piece: &[u8]| hasher.update(piece));
         assert_eq!(hasher.finish().bytes, whole.len() as u64);
-        assert_eq!(hashes, hash_blocks(root(1, "model", "", "", BLOCK), BLOCK, &whole));
+        assert_eq!(hashes, hash_blocks(1, root(1, "model", "", "", BLOCK), BLOCK, &whole));
     }
 });

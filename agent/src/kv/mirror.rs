@@ -265,7 +265,12 @@ impl Mirror {
         if !dark {
             self.open_tokens(parent);
             self.tokens.extend(event.tokens);
-            let mut hasher = BlockHasher::from_root(self.last_block(parent), 4 * block, &mut self.hashes);
+            let mut hasher = BlockHasher::from_root(
+                self.config.seed,
+                self.last_block(parent),
+                4 * block,
+                &mut self.hashes,
+            );
             hasher.update_tokens(&self.tokens);
         }
         // Position in the prompt of the first of `tokens`; a block's start.

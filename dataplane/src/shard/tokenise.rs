@@ -28,6 +28,7 @@ pub struct Draft {
     prompt: Prompt,
     mode: Arc<TokenMode>,
     block: u32,
+    seed: u64,
     root: u64,
     max_blocks: u32,
     rendered: Rendered,
@@ -95,6 +96,7 @@ pub fn read(
         prompt,
         mode: mode.clone(),
         block,
+        seed,
         root: root(seed, base, adapter, salt, block.saturating_mul(4)),
         max_blocks: options.max_blocks,
         rendered,
@@ -117,8 +119,9 @@ impl Draft {
         let tokens = self.encoding.tokens();
         let mut path =
             Vec::with_capacity((tokens / self.block.max(1) as usize).min(self.max_blocks as usize));
-        let mut hasher = BlockHasher::from_root(self.root, self.block.saturating_mul(4), &mut path)
-            .max_blocks(self.max_blocks);
+        let mut hasher =
+            BlockHasher::from_root(self.seed, self.root, self.block.saturating_mul(4), &mut path)
+                .max_blocks(self.max_blocks);
         self.encoding.each(|ids| hasher.update_tokens(ids));
         hasher.finish();
         self.prompt.path = Arc::new(path);

@@ -5,8 +5,9 @@
 //! turns of one conversation. So the prompt is written anew, in the order in which engines render it: tool
 //! definitions, then the system prompt, then the messages. One more turn only appends.
 //!
-//! Each item is a tag (byte 0xFF, which UTF-8 text never holds, and a letter) and its decoded text, so that two
-//! different prompts of strings never give the same bytes. Token ids are little-endian `u32` after their tag.
+//! Each item is a tag (byte 0xFF, which UTF-8 text never holds, and a letter) and its text, so that two different prompts
+//! of strings never give the same bytes. Text is escaped where JSON asks for it and as briefly as it allows: what most
+//! clients write needs no copy, and others come to the same. Token ids are little-endian `u32` after their tag.
 //!
 //! Left out is what templates do not render and clients vary: identifiers of messages and tool calls, `cache_control`,
 //! `status`, and the billing line that one coding agent puts, with a new hash in it, before every system prompt. A

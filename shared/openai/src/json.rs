@@ -9,7 +9,7 @@
 mod find;
 mod text;
 
-pub(crate) use find::decode as decode_plain;
+pub(crate) use find::text_end;
 use text::short;
 pub(crate) use text::{decode, escape};
 
@@ -39,7 +39,10 @@ impl Span {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Text {
     pub span: Span,
+    /// There are escapes.
     pub escaped: bool,
+    /// There are some that can be written in another way, so that its text is not what every client would write.
+    pub odd: bool,
 }
 
 /// The kinds of JSON values.
@@ -178,10 +181,10 @@ impl<'b> Cursor<'b> {
     #[inline]
     pub fn string(&mut self) -> Parsed<Text> {
         let start = self.at + 1;
-        let (end, escaped) = find::text_end(self.body, start);
+        let (end, escaped) = text_end(self.body, start);
         if self.body.get(end) == Some(&b'"') {
             self.at = end + 1;
-            return Ok(Text { span: Span { start, end }, escaped });
+            return Ok(Text { span: Span { start, end }, escaped, odd: false });
         }
         self.odd_string(start, end)
     }
@@ -192,7 +195,7 @@ impl<'b> Cursor<'b> {
             match self.body.get(at) {
                 Some(b'"') => {
                     self.at = at + 1;
-                    return Ok(Text { span: Span { start, end: at }, escaped: true });
+                    return Ok(Text { span: Span { start, end: at }, escaped: true, odd: true });
                 }
                 Some(b'\\') => match escape(self.body, at) {
                     Ok((_, length)) => at += length,
@@ -201,7 +204,7 @@ impl<'b> Cursor<'b> {
                 Some(_) => return Err(Fault { at, what: What::Control }),
                 None => return Err(Fault { at: self.body.len(), what: What::End }),
             }
-            at = find::text_end(self.body, at).0;
+            at = text_end(self.body, at).0;
         }
     }
 

@@ -34,7 +34,7 @@ fn prompts_of_every_api() {
         (
             Api::Chat,
             r#"{"messages":[{"role":"user","content":"a\n\"b\" \u00e9\ud83e\udd80"}]}"#,
-            "~muser~ca\n\"b\" é🦀",
+            r#"~muser~ca\n\"b\" é🦀"#,
         ),
         (
             Api::Chat,
@@ -44,7 +44,7 @@ fn prompts_of_every_api() {
         (
             Api::Chat,
             r#"{"messages":[{"role":"assistant","content":"c","reasoning_content":"r","tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{\"a\":1}"}},{"id":"2","function":{"arguments":"{}","name":"g"}}]},{"role":"tool","tool_call_id":"1","content":"out"}]}"#,
-            "~massistant~cc~r~sr~t~sf~s{\"a\":1}~t~sg~s{}~mtool~cout",
+            r#"~massistant~cc~r~sr~t~sf~s{\"a\":1}~t~sg~s{}~mtool~cout"#,
         ),
         (
             Api::Chat,
@@ -111,6 +111,13 @@ fn prompts_of_every_api() {
 fn equal_prompts_in_different_forms() {
     let groups: &[&[(Api, &str)]] = &[
         &[
+            (Api::Completions, r#"{"prompt":"a/\n\"é\u0001\u001f\b\f\r\t\\"}"#),
+            (
+                Api::Completions,
+                r#"{"prompt":"a\/\u000A\u0022\u00e9\u0001\u001F\u0008\u000c\u000d\u0009\u005C"}"#,
+            ),
+        ],
+        &[
             (Api::Chat, r#"{"messages":[{"role":"user","content":"hi"}]}"#),
             (
                 Api::Chat,
@@ -160,8 +167,12 @@ fn long_text_crosses_every_buffer() {
             }
             let written = Writer::plain().string(&text);
             let body = format!(r#"{{"prompt":{written}}}"#);
-            let expected = [b"\xffi", text.as_bytes()].concat();
+            let short = serde_json::to_string(&text).expect("text");
+            let expected = [b"\xffi", short[1..short.len() - 1].as_bytes()].concat();
             assert_eq!(bytes(Api::Completions, &body), expected, "{length} {gap}");
+            let units: String = text.encode_utf16().map(|unit| format!("\\u{unit:04X}")).collect();
+            let body = format!(r#"{{"prompt":"{units}"}}"#);
+            assert_eq!(bytes(Api::Completions, &body), expected, "{length} {gap}, all escaped");
         }
     }
 }

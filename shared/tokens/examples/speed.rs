@@ -61,7 +61,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let encoding = model.begin(&rendered, &mut cache);
         let hash = median(|| {
             let mut path = Vec::with_capacity(1024);
-            let mut hasher = BlockHasher::from_root(1, 256, &mut path);
+            let mut hasher = BlockHasher::from_root(1, 1, 256, &mut path);
             encoding.each(|ids| hasher.update_tokens(ids));
             black_box(path);
         });

@@ -1,6 +1,7 @@
 //! The chained hash of a prompt's blocks.
 
-use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
+use xxhash_rust::const_xxh3::const_custom_default_secret;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_secret, xxh3_64_with_seed};
 
 /// Largest block in bytes.
 pub const MAX_BLOCK_BYTES: u32 = 4096;
@@ -14,6 +15,10 @@ pub const DEFAULT_MAX_BLOCKS: u32 = 65_536;
 
 /// Odd multiplier (2^64 over the golden ratio) that spreads the block size over the seed's bits.
 const SIZE_MIX: u64 = 0x9E37_79B9_7F4A_7C15;
+
+/// Longest input for which xxh3 uses its seed as it is. For longer ones it makes a secret of the seed, which takes as long
+/// as hashing a block with it.
+const SEEDED: usize = 240;
 
 /// Root names up to this length are joined on the stack.
 const ROOT_INLINE: usize = 256;
@@ -33,10 +38,26 @@ fn never_zero(hash: u64) -> u64 {
     if hash == 0 { 1 } else { hash }
 }
 
+/// What blocks and links of a chain are hashed with: the cluster's secret and the block size.
+#[inline]
+fn chain_seed(seed: u64, block_bytes: u32) -> u64 {
+    seed ^ u64::from(block_bytes).wrapping_mul(SIZE_MIX)
+}
+
+/// One link of the chain: the hash of all up to a block from that of all before it and that of the block itself. Blocks
+/// are so hashed without waiting for one another.
+#[inline]
+fn link(seed: u64, above: u64, block: u64) -> u64 {
+    let mut both = [0; 16];
+    both[..8].copy_from_slice(&above.to_le_bytes());
+    both[8..].copy_from_slice(&block.to_le_bytes());
+    never_zero(xxh3_64_with_seed(&both, seed))
+}
+
 /// The hash before the first block. `seed` is the cluster's secret; `model` and `lora` are names without a NUL
 /// byte, empty where there is none; `salt` keeps tenants apart that must not see each other's cache.
 pub fn root(seed: u64, model: &str, lora: &str, salt: &str, block_bytes: u32) -> u64 {
-    let seed = seed ^ u64::from(block_bytes).wrapping_mul(SIZE_MIX);
+    let seed = chain_seed(seed, block_bytes);
     let parts = [model.as_bytes(), b"\0", lora.as_bytes(), b"\0", salt.as_bytes()];
     let length: usize = parts.iter().map(|part| part.len()).sum();
     let hash = if length <= ROOT_INLINE {
@@ -64,6 +85,9 @@ pub fn root(seed: u64, model: &str, lora: &str, salt: &str, block_bytes: u32) ->
 pub struct BlockHasher<'a> {
     out: &'a mut Vec<u64>,
     last: u64,
+    seed: u64,
+    /// Made of the seed.
+    secret: [u8; 192],
     block: usize,
     left: u32,
     blocks: u32,
@@ -85,15 +109,19 @@ impl<'a> BlockHasher<'a> {
         out: &'a mut Vec<u64>,
     ) -> Self {
         let block = block_bytes.clamp(1, MAX_BLOCK_BYTES);
-        Self::from_root(root(seed, model, lora, salt, block), block, out)
+        Self::from_root(seed, root(seed, model, lora, salt, block), block, out)
     }
 
-    /// Starts from a root computed before with the same block size, for callers that keep it per model.
-    pub fn from_root(root: u64, block_bytes: u32, out: &'a mut Vec<u64>) -> Self {
-        let block = block_bytes.clamp(1, MAX_BLOCK_BYTES) as usize;
+    /// Goes on from a root that was computed before with the same seed and block size, or from the hash of a block.
+    pub fn from_root(seed: u64, root: u64, block_bytes: u32, out: &'a mut Vec<u64>) -> Self {
+        let block = block_bytes.clamp(1, MAX_BLOCK_BYTES);
+        let seed = chain_seed(seed, block);
+        let block = block as usize;
         Self {
             out,
             last: root,
+            seed,
+            secret: if block > SEEDED { const_custom_default_secret(seed) } else { [0; 192] },
             block,
             left: DEFAULT_MAX_BLOCKS,
             blocks: 0,
@@ -118,9 +146,19 @@ impl<'a> BlockHasher<'a> {
         if self.large.is_empty() { &mut self.small } else { &mut self.large }
     }
 
+    /// xxh3-64 of a whole block with the chain's seed.
     #[inline]
-    fn push(&mut self, hash: u64) {
-        self.last = never_zero(hash);
+    fn block_hash(&self, block: &[u8]) -> u64 {
+        if block.len() > SEEDED {
+            xxh3_64_with_secret(block, &self.secret)
+        } else {
+            xxh3_64_with_seed(block, self.seed)
+        }
+    }
+
+    #[inline]
+    fn push(&mut self, block: u64) {
+        self.last = link(self.seed, self.last, block);
         self.out.push(self.last);
         self.blocks += 1;
         self.left -= 1;
@@ -142,13 +180,14 @@ impl<'a> BlockHasher<'a> {
                 return;
             }
             self.held = 0;
-            let (block, last) = (self.block, self.last);
-            let hash = xxh3_64_with_seed(&self.straddle()[..block], last);
+            let block = self.block;
+            let held = if self.large.is_empty() { &self.small[..] } else { &self.large };
+            let hash = self.block_hash(&held[..block]);
             self.push(hash);
         }
         let mut blocks = piece.chunks_exact(self.block);
         for block in blocks.by_ref().take(self.left as usize) {
-            let hash = xxh3_64_with_seed(block, self.last);
+            let hash = self.block_hash(block);
             self.push(hash);
         }
         if self.left > 0 {
@@ -186,12 +225,14 @@ impl<'a> BlockHasher<'a> {
 }
 
 /// The plain definition of the chain over a prompt that lies in one piece: the reference for [`BlockHasher`].
-pub fn hash_blocks(root: u64, block_bytes: u32, prompt: &[u8]) -> Vec<u64> {
+pub fn hash_blocks(seed: u64, root: u64, block_bytes: u32, prompt: &[u8]) -> Vec<u64> {
+    let block_bytes = block_bytes.clamp(1, MAX_BLOCK_BYTES);
+    let seed = chain_seed(seed, block_bytes);
     let mut last = root;
     prompt
-        .chunks_exact(block_bytes.clamp(1, MAX_BLOCK_BYTES) as usize)
+        .chunks_exact(block_bytes as usize)
         .map(|block| {
-            last = never_zero(xxh3_64_with_seed(block, last));
+            last = link(seed, last, xxh3_64_with_seed(block, seed));
             last
         })
         .collect()

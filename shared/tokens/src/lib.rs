@@ -1,7 +1,7 @@
 //! From prompt to block hashes.
 //!
-//! A *block* is a fixed run of the prompt's bytes (or of its token ids as little-endian `u32`). Blocks are hashed in a
-//! chain, each seeded with the hash before it, so that one `u64` names a whole prefix: equal hash means equal
+//! A *block* is a fixed run of the prompt's bytes (or of its token ids as little-endian `u32`). Blocks are hashed one by
+//! one and linked in a chain, each to the hash before it, so that one `u64` names a whole prefix: equal hash means equal
 //! prefix. The chain starts from the model, the LoRA adapter, the cache salt, the block size and a secret
 //! cluster seed. Every process of a cluster must compute the same chain, therefore the hash is xxh3-64, whose output
 //! is fixed by its specification, and `tests/golden.rs` pins it.

@@ -34,7 +34,7 @@ proptest! {
         pieces.push(&prompt[from..]);
         let (hashes, bytes) = chain(block, &pieces);
         prop_assert_eq!(bytes as usize, prompt.len());
-        prop_assert_eq!(hashes, hash_blocks(root(7, "m", "", "", block), block, &prompt));
+        prop_assert_eq!(hashes, hash_blocks(7, root(7, "m", "", "", block), block, &prompt));
     }
 
     #[test]
@@ -43,7 +43,7 @@ proptest! {
         step in 1usize..50,
         bound in 0u32..12,
     ) {
-        let whole = hash_blocks(root(7, "m", "", "", 32), 32, &prompt);
+        let whole = hash_blocks(7, root(7, "m", "", "", 32), 32, &prompt);
         let mut out = Vec::new();
         let mut hasher = BlockHasher::new(7, "m", "", "", 32, &mut out).max_blocks(bound);
         for piece in prompt.chunks(step) {
@@ -62,7 +62,7 @@ proptest! {
         let mut hasher = BlockHasher::new(7, "m", "", "", 64, &mut out);
         hasher.update_tokens(&tokens);
         hasher.finish();
-        prop_assert_eq!(out, hash_blocks(root(7, "m", "", "", 64), 64, &bytes));
+        prop_assert_eq!(out, hash_blocks(7, root(7, "m", "", "", 64), 64, &bytes));
     }
 }
 
@@ -110,6 +110,6 @@ fn odd_block_sizes_are_taken_into_range() {
     for (asked, used) in [(0, 1), (MAX_BLOCK_BYTES + 1, MAX_BLOCK_BYTES), (u32::MAX, MAX_BLOCK_BYTES)] {
         let prompt = vec![3u8; 9000];
         let (hashes, _) = chain(asked, &[&prompt]);
-        assert_eq!(hashes, hash_blocks(root(7, "m", "", "", used), used, &prompt), "{asked}");
+        assert_eq!(hashes, hash_blocks(7, root(7, "m", "", "", used), used, &prompt), "{asked}");
     }
 }

@@ -15,9 +15,9 @@ pub use frame::{Body, Frame, FrameError, Header, Kind, Message, Stamp, encode, m
 pub use ids::{Slot, TargetId};
 
 /// The protocol version this build speaks. A peer whose range does not contain it is refused with both versions.
-pub const PROTOCOL: u16 = 4;
+pub const PROTOCOL: u16 = 5;
 /// The oldest protocol version this build still accepts.
-pub const PROTOCOL_MIN: u16 = 4;
+pub const PROTOCOL_MIN: u16 = 5;
 
 /// One block in so many is an anchor, on average.
 pub const ANCHOR_SPACING: u64 = 16;

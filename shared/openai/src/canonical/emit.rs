@@ -1,8 +1,8 @@
-//! Writing tags, decoded text and whole JSON values.
+//! Writing tags, text and whole JSON values.
 
 use memchr::memchr;
 
-use crate::json::{Cursor, Fault, Kind, Parsed, Text, What, decode_plain, escape};
+use crate::json::{Cursor, Fault, Kind, Parsed, Text, What, escape, text_end};
 
 /// A message; its role follows.
 pub(super) const MESSAGE: u8 = b'm';
@@ -39,8 +39,6 @@ const MARK: u8 = 0xFF;
 /// Pieces of at least this size go to the sink without a copy.
 const DIRECT: usize = 256;
 const BUFFER: usize = 2048;
-/// Room below which text is not decoded into the buffer any more: a vector has to fit.
-const ROOM: usize = 64;
 
 /// Gathers small pieces so that the sink sees few large ones. The bytes do not depend on the gathering.
 pub(super) struct Out<'b, 's> {
@@ -86,57 +84,57 @@ impl<'b, 's> Out<'b, 's> {
         self.put(bytes);
     }
 
-    /// Decoded text.
+    /// Text, escaped where JSON asks for it and as briefly as it allows, which is how most clients write it: then it is
+    /// passed on as it stands.
     #[inline]
     pub fn text(&mut self, text: Text) -> Parsed<()> {
         let bytes = text.span.of(self.body);
-        if !text.escaped {
+        if !text.odd {
             self.put(bytes);
             return Ok(());
         }
-        self.unescape(bytes).map(drop).map_err(|what| Fault { at: text.span.start, what })
+        self.odd_text(bytes).map_err(|what| Fault { at: text.span.start, what })
     }
 
-    /// The decoded text of a string of a body that was checked; the cursor stands on its opening quote. Its end is found on
-    /// the way, so that the text is gone over once.
+    /// The text of a string; the cursor stands on its opening quote.
     pub fn string(&mut self, cursor: &mut Cursor<'_>) -> Parsed<()> {
-        let start = cursor.at + 1;
-        let rest = cursor.body.get(start..).unwrap_or_default();
-        match self.unescape(rest) {
-            Ok(length) if start + length < cursor.body.len() => {
-                cursor.at = start + length + 1;
-                Ok(())
-            }
-            Ok(_) => Err(Fault { at: cursor.body.len(), what: What::End }),
-            Err(what) => Err(Fault { at: start, what }),
-        }
+        let text = cursor.string()?;
+        self.text(text)
     }
 
-    /// Decodes text up to a quote or the end; its length as written.
-    fn unescape(&mut self, text: &[u8]) -> Result<usize, What> {
+    /// Text with escapes that can be written in another way.
+    #[cold]
+    fn odd_text(&mut self, text: &[u8]) -> Result<(), What> {
         let mut at = 0;
         loop {
-            if self.length + ROOM > BUFFER {
-                self.flush();
+            let (end, _) = text_end(text, at);
+            self.put(text.get(at..end).unwrap_or_default());
+            if end >= text.len() {
+                return Ok(());
             }
-            let room = self.buffer.get_mut(self.length..).unwrap_or_default();
-            let (read, written) = decode_plain(text, at, room);
-            at += read;
-            self.length += written;
-            match text.get(at) {
-                None | Some(b'"') => return Ok(at),
-                Some(b'\\') => {
-                    let (decoded, length) = escape(text, at)?;
-                    self.put(decoded.encode_utf8(&mut [0; 4]).as_bytes());
-                    at += length;
-                }
-                // The end is near, or there was no more room.
-                Some(&byte) => {
-                    self.put(&[byte]);
-                    at += 1;
-                }
-            }
+            let (character, length) = escape(text, end)?;
+            self.escaped(character);
+            at = end + length;
         }
+    }
+
+    fn escaped(&mut self, character: char) {
+        let short = match character {
+            '"' => b'"',
+            '\\' => b'\\',
+            '\n' => b'n',
+            '\r' => b'r',
+            '\t' => b't',
+            '\u{8}' => b'b',
+            '\u{c}' => b'f',
+            '\0'..='\u{1f}' => {
+                let code = character as u8;
+                let digit = |n: u8| b"0123456789abcdef"[usize::from(n & 15)];
+                return self.put(&[b'\\', b'u', b'0', b'0', digit(code >> 4), digit(code)]);
+            }
+            _ => return self.put(character.encode_utf8(&mut [0; 4]).as_bytes()),
+        };
+        self.put(&[b'\\', short]);
     }
 
     pub fn tagged_text(&mut self, tag: u8, text: Text) -> Parsed<()> {

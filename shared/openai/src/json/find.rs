@@ -1,10 +1,9 @@
 //! Going over the text of strings, a vector at a time.
 //!
-//! Real prompts hold an escape every line, so runs of plain text are short and begin anew often: what counts is how few
-//! instructions one takes. A library's search is quicker over kilobytes and slower here, as it is not inlined.
-//!
-//! The vector is that of AVX2 where the processor has it, else that of SSE2, which every x86-64 has, and on other
-//! machines a word of eight bytes.
+//! Real prompts hold an escape every line, so runs of plain text are short and begin anew often. Where the processor has
+//! AVX2, blocks of 64 bytes become sets of bits, in which escapes are told from what they escape without a branch (the
+//! arithmetic is that of simdjson, Langdale and Lemire 2019); else vectors of SSE2, which every x86-64 has, and on other
+//! machines words of eight bytes are searched from stop to stop.
 #![allow(unsafe_code)]
 
 /// Whether a byte ends a run of plain text in a string: quote, backslash, raw control character.
@@ -13,22 +12,15 @@ fn is_stop(byte: u8) -> bool {
     byte == b'"' || byte == b'\\' || byte < 0x20
 }
 
-/// The character of an escape of two bytes, by its second one.
+/// Whether an escape of two bytes with this second one is the only way, or the shortest, to write its character. A slash
+/// needs none.
 #[inline]
-pub(crate) fn simple_escape(second: u8) -> Option<u8> {
-    Some(match second {
-        b'n' => b'\n',
-        b'"' | b'\\' | b'/' => second,
-        b't' => b'\t',
-        b'r' => b'\r',
-        b'b' => 8,
-        b'f' => 12,
-        _ => return None,
-    })
+fn is_short(second: u8) -> bool {
+    matches!(second, b'n' | b'"' | b'\\' | b't' | b'r' | b'b' | b'f')
 }
 
-/// Where plain text and escapes of two bytes end: at a quote, at another escape, at a raw control character, or at the
-/// end of `bytes`. Begins at `at`; the second value tells whether there was any escape.
+/// Where plain text and [short](is_short) escapes end: at a quote, at another escape, at a raw control character, or at
+/// the end of `bytes`. Begins at `at`; the second value tells whether there was any escape.
 #[inline]
 pub(crate) fn text_end(bytes: &[u8], at: usize) -> (usize, bool) {
     // Names and short values end within the first vector.
@@ -39,13 +31,6 @@ pub(crate) fn text_end(bytes: &[u8], at: usize) -> (usize, bool) {
         return (at + found, false);
     }
     lanes::text_end(bytes, at)
-}
-
-/// Decodes plain text and escapes of two bytes, from `at` on into `into`, until another byte comes, a vector does not
-/// fit any more, or less than a vector is left: the bytes read and those written.
-#[inline]
-pub(crate) fn decode(bytes: &[u8], at: usize, into: &mut [u8]) -> (usize, usize) {
-    lanes::decode(bytes, at, into)
 }
 
 /// [`text_end`] with vectors of `N` bytes, in which `first` finds the first byte that ends plain text.
@@ -76,56 +61,23 @@ fn text_end_by<const N: usize>(
             return (at, escaped);
         }
         match bytes.get(at + 1) {
-            Some(&second) if simple_escape(second).is_some() => at += 2,
+            Some(&second) if is_short(second) => at += 2,
             _ => return (at, escaped),
         }
         escaped = true;
     }
 }
 
-/// [`decode`] with vectors of `N` bytes.
-#[inline(always)]
-fn decode_by<const N: usize>(
-    bytes: &[u8],
-    from: usize,
-    into: &mut [u8],
-    first: impl Fn(&[u8; N]) -> Option<usize>,
-) -> (usize, usize) {
-    let (mut at, mut written) = (from, 0);
-    // Vectors are copied whole and the end moved back to where one was to stop.
-    while let Some(run) = bytes.get(at..).and_then(<[u8]>::first_chunk::<N>)
-        && let Some(room) = into.get_mut(written..).and_then(<[u8]>::first_chunk_mut::<N>)
-    {
-        *room = *run;
-        let Some(found) = first(run) else {
-            at += N;
-            written += N;
-            continue;
-        };
-        at += found;
-        written += found;
-        let escaped = if bytes.get(at) == Some(&b'\\') { bytes.get(at + 1) } else { None };
-        let (Some(decoded), Some(slot)) =
-            (escaped.and_then(|&second| simple_escape(second)), room.get_mut(found))
-        else {
-            break;
-        };
-        *slot = decoded;
-        at += 2;
-        written += 1;
-    }
-    (at - from, written)
-}
-
 #[cfg(target_arch = "x86_64")]
 mod lanes {
     use std::arch::x86_64::{
-        _mm_cmpeq_epi8, _mm_loadu_si128, _mm_min_epu8, _mm_movemask_epi8, _mm_or_si128, _mm_set1_epi8,
-        _mm256_cmpeq_epi8, _mm256_loadu_si256, _mm256_min_epu8, _mm256_movemask_epi8, _mm256_or_si256,
-        _mm256_set1_epi8,
+        __m256i, _mm_cmpeq_epi8, _mm_loadu_si128, _mm_min_epu8, _mm_movemask_epi8, _mm_or_si128,
+        _mm_set1_epi8, _mm256_and_si256, _mm256_cmpeq_epi8, _mm256_loadu_si256, _mm256_min_epu8,
+        _mm256_movemask_epi8, _mm256_set1_epi8, _mm256_setr_epi8, _mm256_setzero_si256, _mm256_shuffle_epi8,
+        _mm256_srli_epi16,
     };
 
-    use super::{decode_by, text_end_by};
+    use super::text_end_by;
 
     /// The first quote, backslash or control character.
     #[inline]
@@ -142,26 +94,94 @@ mod lanes {
         if found == 0 { None } else { Some(found.trailing_zeros() as usize) }
     }
 
+    /// Bytes that become one set of bits.
+    const BLOCK: usize = 64;
+    /// Every second bit, from the lowest on.
+    const EVEN: u64 = 0x5555_5555_5555_5555;
+
+    /// The bytes of a block that are equal to `to`.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn first_wide(run: &[u8; 32]) -> Option<usize> {
-        // SAFETY: the load is of exactly the run's bytes and need not be aligned.
-        let bytes = unsafe { _mm256_loadu_si256(run.as_ptr().cast()) };
-        let quotes = _mm256_cmpeq_epi8(bytes, _mm256_set1_epi8(b'"' as i8));
-        let slashes = _mm256_cmpeq_epi8(bytes, _mm256_set1_epi8(b'\\' as i8));
-        let controls = _mm256_cmpeq_epi8(_mm256_min_epu8(bytes, _mm256_set1_epi8(0x1f)), bytes);
-        let found = _mm256_movemask_epi8(_mm256_or_si256(_mm256_or_si256(quotes, slashes), controls));
-        if found == 0 { None } else { Some(found.trailing_zeros() as usize) }
+    fn equal(halves: [__m256i; 2], to: u8) -> u64 {
+        let to = _mm256_set1_epi8(to as i8);
+        bits(halves.map(|half| _mm256_cmpeq_epi8(half, to)))
+    }
+
+    /// The highest bit of each byte.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn bits(halves: [__m256i; 2]) -> u64 {
+        let [low, high] = halves.map(|half| u64::from(_mm256_movemask_epi8(half) as u32));
+        low | high << 32
+    }
+
+    /// Control characters.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn controls(halves: [__m256i; 2]) -> u64 {
+        // Compared without sign, for which there is no instruction: what is its own minimum with 0x1f.
+        let most = _mm256_set1_epi8(0x1f);
+        bits(halves.map(|half| _mm256_cmpeq_epi8(_mm256_min_epu8(half, most), half)))
+    }
+
+    /// Bytes that are not the second one of a short escape. Each half of such a byte has a bit in common with the other
+    /// one: 1 for `"` (22), 2 for `\` (5c), 4 for `b`, `f` and `n` (62, 66, 6e), 8 for `r` and `t` (72, 74).
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn not_short(halves: [__m256i; 2]) -> u64 {
+        let by_low = _mm256_setr_epi8(
+            0, 0, 13, 0, 8, 0, 4, 0, 0, 0, 0, 0, 2, 0, 4, 0, 0, 0, 13, 0, 8, 0, 4, 0, 0, 0, 0, 0, 2, 0, 4, 0,
+        );
+        let by_high = _mm256_setr_epi8(
+            0, 0, 1, 0, 0, 2, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 2, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0,
+        );
+        let nibble = _mm256_set1_epi8(0x0f);
+        bits(halves.map(|half| {
+            let low = _mm256_shuffle_epi8(by_low, _mm256_and_si256(half, nibble));
+            let high = _mm256_shuffle_epi8(by_high, _mm256_and_si256(_mm256_srli_epi16(half, 4), nibble));
+            _mm256_cmpeq_epi8(_mm256_and_si256(low, high), _mm256_setzero_si256())
+        }))
     }
 
     #[target_feature(enable = "avx2")]
-    fn text_end_wide(bytes: &[u8], at: usize) -> (usize, bool) {
-        text_end_by(bytes, at, |run| first_wide(run))
-    }
-
-    #[target_feature(enable = "avx2")]
-    fn decode_wide(bytes: &[u8], at: usize, into: &mut [u8]) -> (usize, usize) {
-        decode_by(bytes, at, into, |run| first_wide(run))
+    fn text_end_wide(bytes: &[u8], mut at: usize) -> (usize, bool) {
+        let mut any = false;
+        // 1 where the block begins with the second byte of an escape.
+        let mut carried = 0;
+        while let Some(block) = bytes.get(at..).and_then(<[u8]>::first_chunk::<BLOCK>) {
+            // SAFETY: the loads are of exactly the block's bytes and need not be aligned.
+            let halves = unsafe {
+                let half = block.as_ptr().cast::<__m256i>();
+                [_mm256_loadu_si256(half), _mm256_loadu_si256(half.add(1))]
+            };
+            let slashes = equal(halves, b'\\') & !carried;
+            // A run of backslashes escapes every second byte from its second one on. Adding a run's first bit to the run
+            // carries to the bit behind it; by whether a run begins at an odd place its odd or its even bits are meant.
+            let follows = slashes << 1 | carried;
+            let odd_starts = slashes & !EVEN & !follows;
+            let (ends, overflow) = odd_starts.overflowing_add(slashes);
+            let escaped = (EVEN ^ ends << 1) & follows;
+            let odd = escaped & not_short(halves);
+            let stops = ((equal(halves, b'"') | controls(halves)) & !escaped) | odd;
+            if stops != 0 {
+                let first = stops.trailing_zeros();
+                let before = (1u64 << first) - 1;
+                if odd >> first & 1 == 1 {
+                    // At its backslash, which may be the last byte of the block before. Of what was passed it is the
+                    // one that is not.
+                    let escapes = (escaped & before).count_ones() > 0;
+                    return (at + first as usize - 1, any || escapes);
+                }
+                return (at + first as usize, any || escaped & before != 0);
+            }
+            any |= escaped != 0;
+            carried = u64::from(overflow);
+            at += BLOCK;
+        }
+        // The backslash of an escape that the last block did not end.
+        at -= carried as usize;
+        let (end, escaped) = text_end_by(bytes, at, first);
+        (end, any || escaped)
     }
 
     #[inline]
@@ -174,40 +194,42 @@ mod lanes {
         }
     }
 
-    #[inline]
-    pub fn decode(bytes: &[u8], at: usize, into: &mut [u8]) -> (usize, usize) {
-        if is_x86_feature_detected!("avx2") {
-            // SAFETY: the processor has it.
-            unsafe { decode_wide(bytes, at, into) }
-        } else {
-            decode_by(bytes, at, into, first)
-        }
-    }
-
     #[cfg(test)]
     mod tests {
         use super::*;
 
         #[test]
-        fn both_widths_agree() {
-            let mut bytes = Vec::new();
-            for n in 0..400usize {
-                bytes.extend(std::iter::repeat_n(b'a' + (n % 26) as u8, n % 45));
-                bytes.extend_from_slice([&b"\\n"[..], b"\\\"", b"\\\\", b"", b"\xc3\xa9"][n % 5]);
-            }
-            bytes.extend_from_slice(b"\"");
-            for at in 0..bytes.len() {
-                // Not from the middle of an escape.
-                if at > 0 && bytes[at - 1] == b'\\' {
-                    continue;
+        fn both_ways_agree() {
+            let ends: [&[u8]; 8] = [b"\"", b"\\u0041", b"\\/", b"\x01", b"\\", b"", b"\\\\\\u", b"\\\x01"];
+            for end in ends {
+                let mut bytes = Vec::new();
+                for n in 0..400usize {
+                    bytes.extend(std::iter::repeat_n(b'a' + (n % 26) as u8, n % 45));
+                    bytes.extend_from_slice(
+                        [&b"\\n"[..], b"\\\"", b"\\\\", b"", b"\xc3\xa9", b"\\\\\\\\\\t", b"/"][n % 7],
+                    );
                 }
-                assert_eq!(text_end(&bytes, at), text_end_by(&bytes, at, first));
-                let mut rooms = [[0; 300], [0; 300]];
-                let wide = decode(&bytes, at, &mut rooms[0]);
-                // Each goes as far as whole vectors of its own fit.
-                let narrow = decode_by(&bytes, at, &mut rooms[1], first);
-                let common = wide.1.min(narrow.1);
-                assert_eq!(rooms[0][..common], rooms[1][..common]);
+                bytes.extend_from_slice(end);
+                bytes.resize(bytes.len() + 70, b'x');
+                for at in 0..bytes.len() {
+                    assert_eq!(text_end(&bytes, at), text_end_by(&bytes, at, first), "{at}, {end:?}");
+                    let cut = &bytes[..bytes.len() - 70];
+                    assert_eq!(text_end(cut, at), text_end_by(cut, at, first), "{at}, cut, {end:?}");
+                }
+            }
+        }
+
+        #[test]
+        fn every_escape_is_told_at_every_place() {
+            for place in 0..140 {
+                for second in 0..=255u8 {
+                    let mut bytes = vec![b'a'; 150];
+                    bytes[place] = b'\\';
+                    bytes[place + 1] = second;
+                    let plain = text_end_by(&bytes, 0, first);
+                    assert_eq!(text_end(&bytes, 0), plain, "{second:#x} at {place}");
+                    assert_eq!(plain.0 == 150, crate::json::find::is_short(second), "{second:#x}");
+                }
             }
         }
     }
@@ -215,7 +237,7 @@ mod lanes {
 
 #[cfg(not(target_arch = "x86_64"))]
 mod lanes {
-    use super::{decode_by, text_end_by};
+    use super::text_end_by;
 
     const LOW: u64 = 0x0101_0101_0101_0101;
     const HIGH: u64 = 0x8080_8080_8080_8080;
@@ -237,11 +259,6 @@ mod lanes {
     #[inline]
     pub fn text_end(bytes: &[u8], at: usize) -> (usize, bool) {
         text_end_by(bytes, at, first)
-    }
-
-    #[inline]
-    pub fn decode(bytes: &[u8], at: usize, into: &mut [u8]) -> (usize, usize) {
-        decode_by(bytes, at, into, first)
     }
 }
 
@@ -266,31 +283,18 @@ mod tests {
     }
 
     #[test]
-    fn escapes_of_two_bytes_are_passed_and_others_are_not() {
+    fn short_escapes_are_passed_and_others_are_not() {
         for (text, end, escaped) in [
             (&br#"a\nb\"c"d"#[..], 7, true),
             (br#"\\"#, 2, true),
             (br#"\u0041"#, 0, false),
             (br"\x", 0, false),
+            (br"\/", 0, false),
             (br"a\", 1, false),
             (b"a\\n\x01", 3, true),
             (b"0123456789012345678901234567890123456789\\\"\"", 42, true),
         ] {
             assert_eq!(text_end(text, 0), (end, escaped), "{}", String::from_utf8_lossy(text));
         }
-    }
-
-    #[test]
-    fn text_is_decoded_as_far_as_it_is_plain() {
-        let text = format!("{}\\n{}\\\"{}\\u0041", "a".repeat(50), "b".repeat(3), "c".repeat(70));
-        let plain = format!("{}\n{}\"{}", "a".repeat(50), "b".repeat(3), "c".repeat(70));
-        let mut padded = text.clone().into_bytes();
-        padded.extend_from_slice(&[b'"'; 40]);
-        let mut into = [0; 200];
-        let (read, written) = decode(&padded, 0, &mut into);
-        assert_eq!(&text[read..], "\\u0041");
-        assert_eq!(&into[..written], plain.as_bytes());
-        // Without room for a vector nothing is read.
-        assert_eq!(decode(&padded, 0, &mut into[..7]), (0, 0));
     }
 }
