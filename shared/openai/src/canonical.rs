@@ -26,7 +26,7 @@ use item::{content, definition, message, part};
 /// Writes the canonical prompt of a scanned body into `sink`, in pieces. `body` and `api` must be those given to
 /// [`scan`](crate::scan()); with others the result means nothing. Nothing is allocated for ordinary requests.
 pub fn canonical(body: &[u8], scan: &Scan<'_>, api: Api, sink: &mut impl FnMut(&[u8])) {
-    let mut out = Out::new(body, sink);
+    let mut out = Out::new(body, scan.longs, sink);
     // The scan accepted these bytes, so a fault can only mean that they are not the scanned ones.
     let _ = prompt(&mut out, body, scan, api);
     out.flush();
@@ -34,7 +34,7 @@ pub fn canonical(body: &[u8], scan: &Scan<'_>, api: Api, sink: &mut impl FnMut(&
 
 fn prompt(out: &mut Out<'_, '_>, body: &[u8], scan: &Scan<'_>, api: Api) -> Parsed<()> {
     let spans = &scan.prompt;
-    let at = |span: Span| Cursor::checked(body, span.start);
+    let at = |span: Span| Cursor::checked(body, span.start, scan.longs);
     for span in [spans.tools, spans.functions].into_iter().flatten() {
         let mut cursor = at(span);
         match cursor.kind()? {

@@ -7,9 +7,11 @@
 //! Strings are nearly all of a body; `find` goes over their text.
 
 mod find;
+mod longs;
 mod text;
 
 pub(crate) use find::text_end;
+pub(crate) use longs::Longs;
 use text::short;
 pub(crate) use text::{decode, escape};
 
@@ -121,17 +123,20 @@ pub(crate) struct Cursor<'b> {
     pub body: &'b [u8],
     pub at: usize,
     checked: bool,
+    /// Noted while the body is checked, looked up afterwards.
+    pub longs: Longs,
 }
 
 impl<'b> Cursor<'b> {
     /// A cursor that checks everything but UTF-8.
     pub fn new(body: &'b [u8]) -> Self {
-        Self { body, at: 0, checked: false }
+        Self { body, at: 0, checked: false, longs: Longs::default() }
     }
 
-    /// A cursor over a body that was checked before: containers that it skips are not checked again.
-    pub fn checked(body: &'b [u8], at: usize) -> Self {
-        Self { body, at, checked: true }
+    /// A cursor over a body that was checked before, with the long strings that were seen then: containers that it skips
+    /// are not checked again.
+    pub fn checked(body: &'b [u8], at: usize, longs: Longs) -> Self {
+        Self { body, at, checked: true, longs }
     }
 
     #[inline]
@@ -181,9 +186,18 @@ impl<'b> Cursor<'b> {
     #[inline]
     pub fn string(&mut self) -> Parsed<Text> {
         let start = self.at + 1;
+        if self.checked
+            && let Some((end, escaped)) = self.longs.find(start)
+        {
+            self.at = end + 1;
+            return Ok(Text { span: Span { start, end }, escaped, odd: false });
+        }
         let (end, escaped) = text_end(self.body, start);
         if self.body.get(end) == Some(&b'"') {
             self.at = end + 1;
+            if !self.checked {
+                self.longs.note(start, end, escaped);
+            }
             return Ok(Text { span: Span { start, end }, escaped, odd: false });
         }
         self.odd_string(start, end)

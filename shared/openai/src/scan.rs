@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use crate::api::Api;
-use crate::json::{self, Cursor, Fault, Key, Kind, Parsed, Span, Text, What};
+use crate::json::{self, Cursor, Fault, Key, Kind, Longs, Parsed, Span, Text, What};
 use crate::place::place;
 use crate::steering;
 
@@ -64,6 +64,8 @@ pub struct Scan<'b> {
     pub steering: Option<&'static str>,
     /// Where the prompt lies.
     pub prompt: Prompt,
+    /// Its long strings.
+    pub(crate) longs: Longs,
 }
 
 /// Why a body is refused.
@@ -155,6 +157,7 @@ impl<'b> Scanner<'b> {
         check_utf8(body)?;
         let mut cursor = Cursor::new(body);
         cursor.object(0, "an object", |cursor, key, depth| self.member(cursor, key, depth))?;
+        self.out.longs = cursor.longs;
         self.out.max_tokens = self.completion_limit.flatten().or(self.token_limit);
         end(&mut cursor)
     }

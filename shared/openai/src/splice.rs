@@ -15,7 +15,7 @@ pub use answer::{member_in, member_of, object_of};
 pub use edits::{Edited, Edits, MAX_PIECES};
 pub use legs::{decode_copy, prefill_copy};
 
-use crate::json::{Cursor, Fault, Parsed, Span, What};
+use crate::json::{Cursor, Fault, Longs, Parsed, Span, What};
 
 macro_rules! members {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
@@ -109,7 +109,7 @@ impl Located {
     }
 
     fn read(&mut self, body: &[u8]) -> Parsed<()> {
-        let mut cursor = Cursor::checked(body, 0);
+        let mut cursor = Cursor::checked(body, 0, Longs::default());
         cursor.ws();
         self.inside = cursor.at + 1;
         cursor.object(0, "an object", |cursor, key, depth| {

@@ -139,6 +139,15 @@ impl UsageWatch {
             rest = match self.state {
                 State::Search => {
                     let Some(at) = self.seek.next(rest) else { return };
+                    // Mostly it came in one piece, and is read where it lies.
+                    let from = &rest[at..];
+                    if let Ok((counts, length)) = read(&from[..from.len().min(MAX_OBJECT)]) {
+                        if let Some(counts) = counts {
+                            counts.merge_into(&mut self.usage);
+                        }
+                        rest = &from[length..];
+                        continue;
+                    }
                     self.object.clear();
                     self.state = State::Object { depth: 0, string: false, escape: false };
                     &rest[at..]
@@ -165,14 +174,8 @@ impl UsageWatch {
                     if depth == 0 {
                         self.state = State::Search;
                         let (last, behind) = rest.split_at(index + 1);
-                        // Mostly it came in one piece, and is read where it lies.
-                        let object = if self.object.is_empty() {
-                            last
-                        } else {
-                            self.object.extend_from_slice(last);
-                            &self.object
-                        };
-                        if let Ok(Some(counts)) = read(object) {
+                        self.object.extend_from_slice(last);
+                        if let Ok((Some(counts), _)) = read(&self.object) {
                             counts.merge_into(&mut self.usage);
                         }
                         return behind;
@@ -239,10 +242,10 @@ impl Counts {
     }
 }
 
-/// Reads a usage object; `None` if it holds no count.
-fn read(object: &[u8]) -> Parsed<Option<Counts>> {
+/// Reads the usage object that `bytes` begin with, and its length; `None` if it holds no count.
+fn read(bytes: &[u8]) -> Parsed<(Option<Counts>, usize)> {
     let mut counts = Counts::default();
-    let mut cursor = Cursor::new(object);
+    let mut cursor = Cursor::new(bytes);
     cursor.object(0, "an object", |cursor, key, depth| {
         let slot = match key.name {
             b"prompt_tokens" | b"input_tokens" => &mut counts.prompt,
@@ -261,7 +264,7 @@ fn read(object: &[u8]) -> Parsed<Option<Counts>> {
         };
         count(cursor, depth, slot)
     })?;
-    Ok((counts.prompt.is_some() || counts.completion.is_some()).then_some(counts))
+    Ok(((counts.prompt.is_some() || counts.completion.is_some()).then_some(counts), cursor.at))
 }
 
 fn count(cursor: &mut Cursor<'_>, depth: u32, slot: &mut Option<u64>) -> Parsed<()> {

@@ -168,7 +168,7 @@ fn long_text_crosses_every_buffer() {
             let written = Writer::plain().string(&text);
             let body = format!(r#"{{"prompt":{written}}}"#);
             let short = serde_json::to_string(&text).expect("text");
-            let expected = [b"\xffi", short[1..short.len() - 1].as_bytes()].concat();
+            let expected = [b"\xffi", &short.as_bytes()[1..short.len() - 1]].concat();
             assert_eq!(bytes(Api::Completions, &body), expected, "{length} {gap}");
             let units: String = text.encode_utf16().map(|unit| format!("\\u{unit:04X}")).collect();
             let body = format!(r#"{{"prompt":"{units}"}}"#);

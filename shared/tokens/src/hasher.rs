@@ -3,6 +3,8 @@
 use xxhash_rust::const_xxh3::const_custom_default_secret;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_secret, xxh3_64_with_seed};
 
+use crate::wide;
+
 /// Largest block in bytes.
 pub const MAX_BLOCK_BYTES: u32 = 4096;
 
@@ -150,7 +152,7 @@ impl<'a> BlockHasher<'a> {
     #[inline]
     fn block_hash(&self, block: &[u8]) -> u64 {
         if block.len() > SEEDED {
-            xxh3_64_with_secret(block, &self.secret)
+            wide::hash(block, &self.secret).unwrap_or_else(|| xxh3_64_with_secret(block, &self.secret))
         } else {
             xxh3_64_with_seed(block, self.seed)
         }

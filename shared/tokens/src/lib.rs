@@ -12,6 +12,7 @@ mod error;
 mod hasher;
 mod model;
 mod template;
+mod wide;
 
 pub use error::{EncodeError, LoadError};
 pub use hasher::{BlockHasher, DEFAULT_MAX_BLOCKS, MAX_BLOCK_BYTES, PromptSize, hash_blocks, root};

@@ -2,7 +2,7 @@
 
 use memchr::memchr;
 
-use crate::json::{Cursor, Fault, Kind, Parsed, Text, What, escape, text_end};
+use crate::json::{Cursor, Fault, Kind, Longs, Parsed, Text, What, escape, text_end};
 
 /// A message; its role follows.
 pub(super) const MESSAGE: u8 = b'm';
@@ -43,14 +43,15 @@ const BUFFER: usize = 2048;
 /// Gathers small pieces so that the sink sees few large ones. The bytes do not depend on the gathering.
 pub(super) struct Out<'b, 's> {
     body: &'b [u8],
+    longs: Longs,
     sink: &'s mut dyn FnMut(&[u8]),
     length: usize,
     buffer: [u8; BUFFER],
 }
 
 impl<'b, 's> Out<'b, 's> {
-    pub fn new(body: &'b [u8], sink: &'s mut dyn FnMut(&[u8])) -> Self {
-        Self { body, sink, length: 0, buffer: [0; BUFFER] }
+    pub fn new(body: &'b [u8], longs: Longs, sink: &'s mut dyn FnMut(&[u8])) -> Self {
+        Self { body, longs, sink, length: 0, buffer: [0; BUFFER] }
     }
 
     pub fn flush(&mut self) {
@@ -156,8 +157,9 @@ impl<'b, 's> Out<'b, 's> {
         crate::json::decode(self.body, text) == word
     }
 
-    pub fn body(&self) -> &'b [u8] {
-        self.body
+    /// A cursor at a value that was passed over.
+    pub fn cursor(&self, at: usize) -> Cursor<'b> {
+        Cursor::checked(self.body, at, self.longs)
     }
 }
 

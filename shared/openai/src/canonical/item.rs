@@ -35,7 +35,7 @@ fn found(cursor: &mut Cursor<'_>, depth: u32) -> Parsed<Option<Found>> {
 fn found_value(out: &mut Out<'_, '_>, value_at: Found, depth: u32) -> Parsed<()> {
     match value_at {
         Found::Text(text) => out.tagged_text(STRING, text),
-        Found::At(at) => value(out, &mut Cursor::checked(out.body(), at), depth),
+        Found::At(at) => value(out, &mut out.cursor(at), depth),
     }
 }
 
@@ -112,14 +112,14 @@ pub(super) fn message(out: &mut Out<'_, '_>, cursor: &mut Cursor<'_>, depth: u32
     })?;
     let inner = depth + 1;
     let Some(Found::Text(role)) = role else {
-        return part(out, &mut Cursor::checked(out.body(), start), depth);
+        return part(out, &mut out.cursor(start), depth);
     };
     match text {
         Some(Found::Text(text)) => {
             out.tagged_text(MESSAGE, role)?;
             out.tagged_text(CONTENT, text)?;
         }
-        Some(Found::At(at)) => role_and_content(out, role, &mut Cursor::checked(out.body(), at), inner)?,
+        Some(Found::At(at)) => role_and_content(out, role, &mut out.cursor(at), inner)?,
         None if !begun => out.tagged_text(MESSAGE, role)?,
         None => {}
     }
@@ -130,14 +130,14 @@ pub(super) fn message(out: &mut Out<'_, '_>, cursor: &mut Cursor<'_>, depth: u32
         }
     }
     if let Some(Found::At(at)) = calls {
-        let mut cursor = Cursor::checked(out.body(), at);
+        let mut cursor = out.cursor(at);
         match cursor.kind()? {
             Kind::Array => cursor.array(inner, "", |cursor, depth| tool_call(out, cursor, depth))?,
             _ => value(out, &mut cursor, inner)?,
         }
     }
     match call {
-        Some(Found::At(at)) => tool_call(out, &mut Cursor::checked(out.body(), at), inner),
+        Some(Found::At(at)) => tool_call(out, &mut out.cursor(at), inner),
         _ => Ok(()),
     }
 }
@@ -165,7 +165,7 @@ fn tool_call(out: &mut Out<'_, '_>, cursor: &mut Cursor<'_>, depth: u32) -> Pars
         Ok(())
     })?;
     if let Some(Found::At(at)) = function {
-        return tool_call(out, &mut Cursor::checked(out.body(), at), depth + 1);
+        return tool_call(out, &mut out.cursor(at), depth + 1);
     }
     out.tag(CALL);
     for value_at in [name, arguments].into_iter().flatten() {
@@ -247,7 +247,7 @@ fn content_part(out: &mut Out<'_, '_>, cursor: &mut Cursor<'_>, depth: u32, syst
     match nested {
         Some(Found::Text(text)) => out.tagged_text(CONTENT, text)?,
         Some(Found::At(at)) => {
-            content(out, &mut Cursor::checked(out.body(), at), depth + 1, false)?;
+            content(out, &mut out.cursor(at), depth + 1, false)?;
         }
         None => {}
     }
