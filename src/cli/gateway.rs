@@ -118,6 +118,7 @@ pub fn options(config: &Config) -> anyhow::Result<(GatewayOptions, ControlOption
         _ => unique_name(),
     });
     let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+    let alone = identity.is_none();
     let control = ControlOptions {
         scheduler: identity,
         name,
@@ -128,6 +129,7 @@ pub fn options(config: &Config) -> anyhow::Result<(GatewayOptions, ControlOption
             index_bytes: section.index_bytes.bytes(),
             stale_us: micros(section.stale_after),
             blind_us: micros(section.blind_after),
+            alone,
             ..ReplicaConfig::default()
         },
         link: LinkOptions::default(),

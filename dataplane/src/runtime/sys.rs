@@ -158,6 +158,15 @@ pub fn set_nonblocking(fd: RawFd, on: bool) -> io::Result<()> {
     socket2::SockRef::from(&fd).set_nonblocking(on)
 }
 
+/// The kernel's monotonic clock, microseconds. A shard reads it at every step of a request, and `Instant` costs some dozen
+/// instructions more each time.
+pub fn monotonic_us() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call fills one valid timespec; this clock is always there.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1_000
+}
+
 /// A non-blocking event counter.
 pub fn eventfd() -> io::Result<OwnedFd> {
     // SAFETY: plain system call.

@@ -4,15 +4,18 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::OnceLock;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use super::sys;
 
 /// Microseconds of the process's monotonic clock: one origin for every thread, so that shards and the control
 /// thread may compare their readings.
 pub fn now_us() -> u64 {
-    static ORIGIN: OnceLock<Instant> = OnceLock::new();
+    static ORIGIN: OnceLock<u64> = OnceLock::new();
     // An hour ahead of zero, so that "some time ago" can be computed at start without saturating.
     const START: u64 = 3_600_000_000;
-    START + ORIGIN.get_or_init(Instant::now).elapsed().as_micros() as u64
+    let now = sys::monotonic_us();
+    START + now.saturating_sub(*ORIGIN.get_or_init(|| now))
 }
 
 /// Waits; resolution one millisecond.

@@ -327,6 +327,9 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
         self.now_us = self.now_us.max(now_us);
         let Some(local) = self.table.get(target.slot).filter(|local| local.id == target) else { return };
         let remote = local.remote;
+        if self.config.alone {
+            return self.overlay.remember(target, path, self.now_us);
+        }
         // The request was reserved for before this was said; the others are told at once, not with the next sample.
         self.sample_one(target.slot);
         if path.is_empty() {
@@ -352,6 +355,9 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
         self.now_us = self.now_us.max(now_us);
         let Some(local) = self.table.get(target.slot).filter(|local| local.id == target) else { return };
         let remote = local.remote;
+        if self.config.alone {
+            return self.overlay.forget(target, path, keep);
+        }
         self.overlay.withdraw(target, path);
         if let Some(remote) = remote
             && !path.is_empty()
@@ -533,6 +539,9 @@ impl<S: ReplicaSink + ReservationSource> Replica<S> {
         }
         for tree in &mut self.trees {
             tree.collect();
+        }
+        if self.config.alone {
+            self.overlay.make_room(now_us);
         }
         self.overlay.tree.collect();
         let sink = &self.sink;

@@ -5,6 +5,9 @@
 //! Entries of one target share blocks (turns of one conversation), so it is [counted](Cover) how many entries cover a
 //! block, which leaves the tree with the last. While the gateway is cut off, entries do not age: they are all that is known of what
 //! was sent meanwhile. The bytes are bounded; beyond, the oldest entries go.
+//!
+//! A gateway that never has a scheduler asks for none of that: its placements are [remembered](Overlay::remember) in the
+//! tree without an entry, and the least recently used ones make room.
 
 use std::collections::VecDeque;
 
@@ -106,6 +109,22 @@ impl Overlay {
             self.remove(oldest);
             self.trim();
         }
+    }
+
+    /// A prompt has been sent to a target, and nobody will ever confirm it.
+    pub fn remember(&mut self, target: TargetId, path: &[u64], now_us: u64) {
+        // Where it is refused for want of room, there is some after the next look at the budget.
+        self.tree.place(target, path, now_us);
+    }
+
+    /// The request behind a path that was remembered has failed: of it the target holds `keep` blocks.
+    pub fn forget(&mut self, target: TargetId, path: &[u64], keep: u32) {
+        self.tree.remove_path_tail(target, path, keep);
+    }
+
+    /// Has what was remembered longest ago make room.
+    pub fn make_room(&mut self, now_us: u64) {
+        self.tree.evict_to_budget(now_us);
     }
 
     /// The truth says that the target holds the path that ends with `end`.
@@ -296,6 +315,30 @@ mod tests {
         assert_eq!((overlay.len(), overlay.order.len()), (1, 1));
         overlay.expire(35_500);
         assert_eq!((overlay.len(), overlay.order.len()), (0, 0));
+    }
+
+    #[test]
+    fn what_is_remembered_needs_no_entry_and_the_least_used_goes() {
+        let (mut overlay, reader) = overlay(1 << 20);
+        let path = |n: u64| (1..=40).map(|block| n * 100 + block).collect::<Vec<u64>>();
+        let second = 1_000_000;
+        overlay.remember(A, &path(1), second);
+        overlay.remember(A, &path(2), second);
+        overlay.forget(A, &path(2), 7);
+        assert_eq!((depth(&reader, A, &path(1)), depth(&reader, A, &path(2))), (40, 7));
+        assert_eq!((overlay.len(), overlay.bytes()), (0, 0));
+        for n in 3..6_000 {
+            overlay.remember(A, &path(n), n * second);
+            // Asked for again and again.
+            overlay.remember(A, &path(1), n * second);
+            if n % 10 == 0 {
+                overlay.make_room(n * second);
+                overlay.tree.collect();
+            }
+        }
+        assert_eq!((depth(&reader, A, &path(1)), depth(&reader, A, &path(5_999))), (40, 40));
+        assert_eq!(depth(&reader, A, &path(3)), 0);
+        assert!(overlay.tree.stats().bytes <= 1 << 20);
     }
 
     #[test]

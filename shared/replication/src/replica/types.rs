@@ -15,6 +15,8 @@ pub struct ReplicaConfig {
     pub overlay_bytes: usize,
     /// How long an unconfirmed placement counts while the scheduler is there, microseconds.
     pub overlay_keep_us: u64,
+    /// There never is a scheduler: nothing that is said to it has to be kept account of.
+    pub alone: bool,
     /// Local target slots, cooling ones included.
     pub max_targets: usize,
     /// Least interval between two messages about this gateway's reservations, microseconds.
@@ -43,6 +45,7 @@ impl Default for ReplicaConfig {
             index_bytes: 1_280 << 20,
             overlay_bytes: 64 << 20,
             overlay_keep_us: 5_000_000,
+            alone: false,
             max_targets: MAX_TARGETS,
             load_us: 1_000,
             slot_grace_us: 2_000_000,
