@@ -136,16 +136,6 @@ impl<S: Stream> Stream for Link<S> {
         }
     }
 
-    fn read_ready(
-        &self,
-        buf: BytesMut,
-    ) -> impl Future<Output = (io::Result<usize>, BytesMut)> + use<S> + 'static {
-        match self {
-            Self::Plain(socket) => Operation::Plain { operation: socket.read_ready(buf) },
-            Self::Layered(layer) => Operation::Layered { operation: Read { layer: layer.clone(), buf } },
-        }
-    }
-
     fn write_range<B: OutBuf>(
         &self,
         buf: B,

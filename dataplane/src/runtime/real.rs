@@ -63,13 +63,6 @@ impl Stream for Socket {
         Socket::read(self, buf)
     }
 
-    fn read_ready(
-        &self,
-        buf: BytesMut,
-    ) -> impl Future<Output = (io::Result<usize>, BytesMut)> + use<> + 'static {
-        Socket::read_ready(self, buf)
-    }
-
     fn write_range<B: OutBuf>(
         &self,
         buf: B,

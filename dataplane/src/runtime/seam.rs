@@ -91,14 +91,6 @@ pub trait Stream: Clone + fmt::Debug + 'static {
         buf: BytesMut,
     ) -> impl Future<Output = (io::Result<usize>, BytesMut)> + use<Self> + 'static;
 
-    /// [`Stream::read`] where bytes, or the end, are most likely there already.
-    fn read_ready(
-        &self,
-        buf: BytesMut,
-    ) -> impl Future<Output = (io::Result<usize>, BytesMut)> + use<Self> + 'static {
-        self.read(buf)
-    }
-
     /// Writes the bytes `from..to` of `buf` and gives the buffer back.
     fn write_range<B: OutBuf>(
         &self,

@@ -7,8 +7,6 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use bytes::BytesMut;
-
 /// What the kernel knows of the other end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Peer {
@@ -85,19 +83,9 @@ pub fn send_now(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
-/// Reads what is there into the spare capacity of `buf`, without waiting, whatever the blocking mode.
-pub fn receive_now(fd: RawFd, buf: &mut BytesMut) -> io::Result<usize> {
-    let spare = buf.spare_capacity_mut();
-    // SAFETY: pointer and length describe the buffer's spare capacity, which the kernel may write to.
-    let count = unsafe { libc::recv(fd, spare.as_mut_ptr().cast(), spare.len(), libc::MSG_DONTWAIT) };
-    let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
-    // SAFETY: the kernel has written that many bytes, which is no more than there was room for.
-    unsafe { buf.set_len(buf.len() + count) };
-    Ok(count)
-}
-
 /// Sends what fits of several buffers without waiting, whatever the blocking mode, and without a signal at a closed
 /// connection.
+#[cfg(feature = "glommio")]
 pub fn send_vectored(fd: RawFd, bufs: &impl monoio::buf::IoVecBuf) -> io::Result<usize> {
     // SAFETY: an all-zero header is a valid empty one.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };

@@ -216,7 +216,7 @@ impl<R: Runtime> Conn<R> {
                 self.shard.options.limits.head.max_bytes
             };
             self.buf.reserve(wanted.saturating_sub(self.buf.len()).max(1));
-            let (result, buf) = self.socket.read_ready(std::mem::take(&mut self.buf)).await;
+            let (result, buf) = self.socket.read(std::mem::take(&mut self.buf)).await;
             self.buf = buf;
             match result {
                 Ok(count) if count > 0 => {}

@@ -182,7 +182,7 @@ enum Filled {
 
 async fn fill<R: Runtime>(conn: &mut Conn<R>, pace: &Pace, received: u64) -> Filled {
     conn.guard.arm_read_at(pace.deadline_at(R::now_us(), received));
-    let (result, buf) = conn.socket.read_ready(std::mem::take(&mut conn.buf)).await;
+    let (result, buf) = conn.socket.read(std::mem::take(&mut conn.buf)).await;
     conn.buf = buf;
     match result {
         Ok(count) if count > 0 => Filled::Some,
