@@ -4,6 +4,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
 logs=$root/target/ci
 mkdir -p "$logs"
+# What is built once only need not be ready for a next time.
+if [ "${CI:-}" = true ]; then export CARGO_INCREMENTAL=0; fi
 
 # Runs one named step, shows its output, keeps it for the count at the end, and says how long it took.
 step() {

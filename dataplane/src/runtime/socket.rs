@@ -6,8 +6,8 @@
 //! * a read or write future that was polled once is either polled to its end or given up together with the
 //!   connection; dropping it alone may lose bytes that the kernel has already moved;
 //! * [`Socket::readable`] moves no bytes and may be dropped at any time;
-//! * on io_uring nothing is tried by a plain system call first: what many connections do goes to the kernel together, and
-//!   kernel and shard each run out of a warm cache (tried first, reads and writes cost 3 µs a request more);
+//! * on io_uring nothing is tried by a plain system call first: what many connections do goes to the kernel together
+//!   (tried first, reads and writes cost as much);
 //! * a pending operation is ended from outside by [`Socket::shutdown`], never by dropping it.
 #![allow(unsafe_code)]
 

@@ -9,6 +9,11 @@ use fairlead_wire::TargetId;
 
 use crate::runtime::{Link, Runtime, Stream};
 
+/// Time since its last answer in which a connection is reused without asking the kernel whether it is still quiet: under
+/// load that would be a system call for each request. One that has died meanwhile ends without a byte, and the request
+/// goes out anew.
+const FRESH_US: u64 = 1_000;
+
 struct Kept<S> {
     socket: S,
     since_us: u64,
@@ -33,14 +38,15 @@ impl<R: Runtime> Pool<R> {
     pub fn take(&self, target: TargetId) -> Option<Link<R::Socket>> {
         let mut idle = self.idle.borrow_mut();
         let kept = idle.get_mut(&target)?;
-        let oldest = R::now_us().saturating_sub(self.max_idle_us);
+        let now_us = R::now_us();
+        let oldest = now_us.saturating_sub(self.max_idle_us);
         while let Some(Kept { socket, since_us }) = kept.pop_back() {
             if since_us < oldest {
                 // All that are left are older still.
                 kept.clear();
                 return None;
             }
-            if socket.is_quiet() {
+            if now_us.saturating_sub(since_us) < FRESH_US || socket.is_quiet() {
                 return Some(socket);
             }
         }
